@@ -1,0 +1,49 @@
+"""Where arrays live. Models, layers and caches allocate through a Device and never name an array module themselves."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+Array = Any  # numpy.ndarray or cupy.ndarray: same shape, dtype and slicing semantics
+
+
+class Device(Protocol):
+    """An array module and the memory behind it."""
+
+    name: str
+    xp: Any
+
+    def asarray(self, host: np.ndarray, dtype: Any = None) -> Array:
+        """Bring a host array over, converted to ``dtype`` if given."""
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array: ...
+
+    def to_host(self, array: Array) -> np.ndarray: ...
+
+    def free_memory_bytes(self) -> int:
+        """Memory that is free for this process right now."""
+
+
+class NumpyDevice:
+    """The CPU: float32 arithmetic in NumPy's BLAS."""
+
+    name = "cpu"
+    xp = np
+
+    def asarray(self, host: np.ndarray, dtype: Any = None) -> np.ndarray:
+        return np.ascontiguousarray(host, dtype=dtype)
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        return np.empty(shape, dtype)
+
+    def to_host(self, array: np.ndarray) -> np.ndarray:
+        return array
+
+    def free_memory_bytes(self) -> int:
+        with open("/proc/meminfo") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+        raise OSError("/proc/meminfo has no MemAvailable line")

@@ -1,0 +1,112 @@
+"""What travels between a front end and the engine core: typed records that msgspec can put on a wire.
+
+    front end ──  GenerateRequest, AbortRequest, StatsRequest  ──▶  core loop
+    front end ◀──  SequenceOutput, StatsReply  ────────────────────  core loop
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from cupy_engine.sampling_params import SamplingParams
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+ErrorKind = Literal["invalid", "queue_full", "deadline", "internal"]
+
+
+class GenerateRequest(msgspec.Struct, kw_only=True, omit_defaults=True, tag="generate"):
+    """A prompt to continue. Text is the front end's affair: the core sees token ids only.
+
+    ``request_id`` is unique among live requests. ``priority``: lower runs earlier. ``cache_salt`` separates prefix caches.
+    ``arrival_time_s`` and ``deadline_s`` are on the host's monotonic clock, which all processes of one machine share.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    bad_words_token_ids: list[list[int]] = []
+    priority: int = 0
+    cache_salt: str = ""
+    arrival_time_s: float = 0.0
+    deadline_s: float | None = None
+
+
+class AbortRequest(msgspec.Struct, kw_only=True, omit_defaults=True, tag="abort"):
+    """Stop a request, or only its sequence ``index`` (a stop string was found, say). Unknown ids are ignored.
+
+    No output follows for what was aborted.
+    """
+
+    request_id: str
+    index: int | None = None
+
+
+class StatsRequest(msgspec.Struct, kw_only=True, tag="stats"):
+    """Ask for a :class:`StatsReply`; ``token`` comes back in it."""
+
+    token: int
+
+
+Command = GenerateRequest | AbortRequest | StatsRequest
+
+
+class TokenLogprobs(msgspec.Struct, array_like=True):
+    """Natural-log probabilities at one position, from the model's raw logits (before penalties and temperature).
+
+    ``rank`` is the chosen token's, 1 for the most likely. ``top`` holds (token id, logprob), most likely first.
+    """
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: list[tuple[int, float]]
+
+
+class SequenceOutput(msgspec.Struct, kw_only=True, omit_defaults=True, tag="output"):
+    """What one step added to sequence ``index`` of a request.
+
+    ``prompt_logprobs`` comes once, with sequence 0's first output: one entry per prompt token, ``None`` for the first.
+    ``num_cached_tokens`` (prompt tokens found in the prefix cache) likewise.
+    ``stop_reason``: the stop token id that ended the sequence, if it was not the end-of-sequence token.
+    With ``finish_reason == "error"``, ``error`` and ``error_kind`` say why and ``index`` stands for all sequences.
+    """
+
+    request_id: str
+    index: int = 0
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprobs] = []
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    num_cached_tokens: int = 0
+    finish_reason: FinishReason | None = None
+    stop_reason: int | None = None
+    error: str | None = None
+    error_kind: ErrorKind | None = None
+    error_param: str | None = None
+
+
+class EngineStats(msgspec.Struct, kw_only=True):
+    """A snapshot of the core. Counters run from the start of the engine."""
+
+    num_steps: int = 0
+    num_running: int = 0
+    num_waiting: int = 0
+    num_swapped: int = 0
+    num_kv_blocks: int = 0
+    num_free_kv_blocks: int = 0
+    num_prefix_queries_tokens: int = 0
+    num_prefix_hit_tokens: int = 0
+    num_preemptions_recompute: int = 0
+    num_preemptions_swap: int = 0
+
+
+class StatsReply(msgspec.Struct, kw_only=True, tag="stats"):
+    """The answer to :class:`StatsRequest`: counters, and the Prometheus page rendered by the engine."""
+
+    token: int
+    stats: EngineStats
+    prometheus_text: bytes
+
+
+Reply = SequenceOutput | StatsReply

@@ -1,0 +1,1 @@
+"""One file per op family: the public function, its NumPy reference, its CUDA launch."""

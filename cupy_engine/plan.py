@@ -1,0 +1,86 @@
+"""The plan of one step: what the scheduler decides and the workers carry out. Plain data, ready for a wire.
+
+A *slot* is a sequence's seat in the worker: block table row, last sampled token and sampling parameters live there,
+so that a steady decode step has almost nothing to say.
+
+    scheduler ── StepPlan ──▶ worker ── StepResult ──▶ scheduler
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from cupy_engine.messages import TokenLogprobs
+from cupy_engine.sampling_params import SamplingParams
+
+
+class SlotSetup(msgspec.Struct, array_like=True):
+    """Seat a sequence in ``slot``: applies before the step runs and replaces whatever sat there.
+
+    ``seed`` is the 64-bit key of the sequence's random numbers; ``output_token_ids`` is not empty when a preempted
+    sequence comes back. ``num_prompt_tokens`` splits ``token_ids`` into prompt and output.
+    """
+
+    slot: int
+    params: SamplingParams
+    seed: int
+    token_ids: list[int]
+    num_prompt_tokens: int
+    eos_token_ids: list[int]
+    bad_words_token_ids: list[list[int]]
+    needs_logprobs: bool
+
+
+class BlockTableWrite(msgspec.Struct, array_like=True):
+    """Write ``block_ids`` into a slot's block table from column ``first`` on."""
+
+    slot: int
+    first: int
+    block_ids: list[int]
+
+
+class ScheduledSequence(msgspec.Struct, array_like=True):
+    """Compute positions ``[start, start + num_tokens)`` of the sequence in ``slot``.
+
+    ``token_ids`` are the ids at those positions; empty means one token: the last sampled in this slot, which the host
+    may not know yet. ``sample_slots``: the slots that draw a token from the last position's logits (none in the middle
+    of a prompt; several when a prompt's end forks into n sequences).
+    """
+
+    slot: int
+    start: int
+    num_tokens: int
+    token_ids: list[int]
+    sample_slots: list[int]
+    num_prompt_logprobs: int | None = None
+
+
+class StepPlan(msgspec.Struct):
+    """One step, to be carried out in field order."""
+
+    step_id: int
+    swap_out: list[tuple[int, int]] = []  # (device block, host block)
+    swap_in: list[tuple[int, int]] = []  # (host block, device block)
+    block_copies: list[tuple[int, int]] = []  # (source, destination), copy-on-write
+    slot_setups: list[SlotSetup] = []
+    block_table_writes: list[BlockTableWrite] = []
+    sequences: list[ScheduledSequence] = []
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(s.num_tokens for s in self.sequences)
+
+
+class StepResult(msgspec.Struct):
+    """What a step gave. Lists run over ``sequences`` and within each over its ``sample_slots``, flattened.
+
+    ``logprobs[i]`` is ``None`` where the slot did not ask. ``prompt_logprobs``: per scheduled sequence that asked,
+    by its slot: one entry per computed position whose next token is in the prompt.
+    ``error``: the step failed for the sequence at that plan index (non-finite logits, say).
+    """
+
+    step_id: int
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs | None]
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
+    errors: dict[int, str] = {}

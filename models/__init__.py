@@ -1,0 +1,1 @@
+"""Model architectures as array code over :mod:`cupy_engine.layers`."""
