@@ -1,0 +1,137 @@
+"""The engine's configuration: validated once, frozen thereafter."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from cupy_engine.errors import ConfigError
+
+DType = Literal["auto", "float32", "float16", "bfloat16"]
+DeviceName = Literal["auto", "cpu", "cuda"]
+LoadFormat = Literal["auto", "dummy"]
+SchedulingPolicy = Literal["fcfs", "priority"]
+PreemptionMode = Literal["auto", "recompute", "swap"]
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Everything that can be chosen about an engine.
+
+    Args:
+        model: built-in name, folder, ``.gguf`` file or hub id.
+        served_model_name: the name clients use; default: the model's own.
+        tokenizer: folder or ``.gguf`` file to take the tokenizer from instead of the model's.
+        load_format: ``dummy`` makes random weights from the model's hyper-parameters alone.
+        dtype: of weights and KV cache; ``auto`` is float32 on the CPU.
+        device: ``auto`` takes CUDA where there is a usable GPU backend, else the CPU.
+        quantization: name of a quantization scheme; ``None`` runs the weights as they are.
+        tensor_parallel_size, pipeline_parallel_size: workers that share the model.
+        max_model_len: most tokens of prompt and output together; default: what the model was made for.
+        max_num_seqs: most sequences in one step.
+        max_num_batched_tokens: token budget of one step; longer prompts are computed in chunks.
+        block_size: tokens per KV block.
+        num_kv_blocks: KV blocks, instead of a size computed from memory.
+        kv_cache_memory_bytes: memory for the KV cache on the CPU; default: up to 4 GiB of what is free.
+        gpu_memory_utilization: share of a GPU's memory that weights, workspace and KV cache may take together.
+        swap_space_bytes: host memory for sequences preempted by swap.
+        enable_prefix_caching: keep finished KV blocks findable by content.
+        scheduling_policy: ``fcfs`` or ``priority``.
+        priority_ageing_s: with ``priority``, waiting this long is worth one priority level, so nothing starves.
+        preemption_mode: how a sequence makes room; ``auto`` takes what is expected to be cheaper.
+        max_queue_len: most requests that may wait.
+        max_steps_in_flight: steps submitted before the first one's tokens are known.
+        seed: of the seeds drawn for requests that bring none; ``None`` is different every time.
+        log_schedule: write every scheduling decision to the log ``cupy_engine.schedule``.
+
+    Raises:
+        ConfigError: a bad value; ``field`` names it.
+    """
+
+    model: str = "smollm2-135m"
+    served_model_name: str | None = None
+    tokenizer: str | None = None
+    load_format: LoadFormat = "auto"
+    dtype: DType = "auto"
+    device: DeviceName = "auto"
+    quantization: str | None = None
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    max_model_len: int | None = None
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 8192
+    block_size: int = 16
+    num_kv_blocks: int | None = None
+    kv_cache_memory_bytes: int | None = None
+    gpu_memory_utilization: float = 0.9
+    swap_space_bytes: int = GIB
+    enable_prefix_caching: bool = True
+    scheduling_policy: SchedulingPolicy = "fcfs"
+    priority_ageing_s: float = 30.0
+    preemption_mode: PreemptionMode = "auto"
+    max_queue_len: int = 1024
+    max_steps_in_flight: int = 1
+    seed: int | None = None
+    log_schedule: bool = False
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            _check_type(field.name, getattr(self, field.name), hints[field.name])
+        for name, low in _MINIMUM.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ConfigError(name, f"must be at least {low}, got {value}")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ConfigError(
+                "gpu_memory_utilization", f"must be above 0 and at most 1, got {self.gpu_memory_utilization}"
+            )
+        if self.priority_ageing_s <= 0:
+            raise ConfigError("priority_ageing_s", f"must be above 0, got {self.priority_ageing_s}")
+        for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+            if getattr(self, name) != 1:
+                raise ConfigError(name, f"only 1 is supported in this version, got {getattr(self, name)}")
+        if self.quantization is not None:
+            raise ConfigError("quantization", f"unknown scheme {self.quantization!r}; this version knows none")
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able dict; :meth:`from_dict` is the way back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> EngineConfig:
+        """Raises ConfigError for a field that does not exist."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in values:
+            if name not in known:
+                raise ConfigError(name, f"no such option; there are {', '.join(sorted(known))}")
+        return cls(**values)
+
+
+_MINIMUM = {
+    "max_model_len": 1,
+    "max_num_seqs": 1,
+    "max_num_batched_tokens": 1,
+    "block_size": 1,
+    "num_kv_blocks": 1,
+    "kv_cache_memory_bytes": 1,
+    "swap_space_bytes": 0,
+    "max_queue_len": 1,
+    "max_steps_in_flight": 1,
+}
+
+
+def _check_type(name: str, value: Any, hint: Any) -> None:
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise ConfigError(name, f"must be one of {', '.join(map(repr, get_args(hint)))}, got {value!r}")
+        return
+    kinds = get_args(hint) or (hint,)
+    is_number = float in kinds and isinstance(value, int)
+    is_stray_bool = isinstance(value, bool) and bool not in kinds
+    if not (isinstance(value, kinds) or is_number) or is_stray_bool:
+        wanted = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise ConfigError(name, f"must be {wanted}, got {value!r}")

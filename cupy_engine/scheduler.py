@@ -1,0 +1,413 @@
+"""Which sequences run in a step, how many tokens each, and who makes room. Plain Python: no arrays, no clocks, no text.
+
+There are no phases. A sequence has tokens, and some of them are computed; a step gives each sequence some tokens so that
+the second number catches up with the first. Decode is the case of one token, prefill of many, a chunk of some, and a
+cached prefix a head start. (Continuous batching: Yu et al., OSDI 2022; chunked prefill: Agrawal et al., OSDI 2024.)
+
+    schedule()   running sequences first, oldest first, then waiting ones    → StepPlan
+    update()     what the step drew                                          → SequenceOutput
+
+``schedule`` may be called again before ``update``: tokens that are still being drawn count as places without an id.
+"""
+
+from __future__ import annotations
+
+import bisect
+import heapq
+import logging
+import random
+
+from cupy_engine.block_manager import BlockManager
+from cupy_engine.errors import InvalidRequestError, QueueFullError
+from cupy_engine.messages import ErrorKind, GenerateRequest, SequenceOutput, TokenLogprobs
+from cupy_engine.plan import StepPlan, StepResult
+from cupy_engine.plan_builder import PlanBuilder, PlannedSequence, name_of
+from cupy_engine.preemption import PreemptionCosts
+from cupy_engine.request import Request, Sequence, SequenceStatus
+from cupy_engine.request_queue import Policy, WaitingQueue
+from cupy_engine.scheduler_listener import SchedulerListener
+
+logger = logging.getLogger("cupy_engine.schedule")
+
+SEED_MASK = (1 << 64) - 1
+GOLDEN_RATIO_64 = 0x9E3779B97F4A7C15
+
+
+class Scheduler:
+    """Owns every live request and the block manager.
+
+    Args:
+        max_num_seqs: seats (slots) in the worker, and so sequences per step.
+        max_num_batched_tokens: token budget of a step.
+        max_model_len: most tokens of prompt and output together; the block pool must hold that many.
+    """
+
+    def __init__(
+        self,
+        block_manager: BlockManager,
+        policy: Policy,
+        costs: PreemptionCosts,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_model_len: int,
+        max_queue_len: int = 1024,
+        eos_token_ids: tuple[int, ...] = (),
+        seed: int | None = None,
+        log_schedule: bool = False,
+        listener: SchedulerListener | None = None,
+    ) -> None:
+        assert max_model_len <= block_manager.num_blocks * block_manager.block_size, "one sequence must fit the pool"
+        self.block_manager = block_manager
+        self.costs = costs
+        self.max_num_seqs = max_num_seqs
+        self.max_model_len = max_model_len
+        self._policy = policy
+        self._max_num_batched_tokens = max_num_batched_tokens
+        self._max_queue_len = max_queue_len
+        self._eos_token_ids = eos_token_ids
+        self._log_schedule = log_schedule
+        self._listener = listener or SchedulerListener()
+        self._random = random.Random(seed)
+        self._requests: dict[str, Request] = {}
+        self._waiting = WaitingQueue(policy)
+        self._running: list[Sequence] = []  # in the policy's order: the last one makes room first
+        self._free_slots = list(range(max_num_seqs - 1, -1, -1))
+        self._deadlines: list[tuple[float, str]] = []
+        self._in_flight: dict[int, list[PlannedSequence]] = {}
+        self._next_sequence_id = 0
+        self._next_step_id = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._requests)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_swapped(self) -> int:
+        return sum(sequence.status is SequenceStatus.SWAPPED for sequence in self._waiting)
+
+    # Requests come and go
+
+    def add(self, message: GenerateRequest) -> None:
+        """Queue a request.
+
+        Raises:
+            InvalidRequestError: it can never be served.
+            QueueFullError: too many wait.
+        """
+        self._check(message)
+        request = Request(message, self._eos_token_ids, self.max_model_len)
+        seed = self._random.getrandbits(64) if message.params.seed is None else message.params.seed
+        for index in range(message.params.num_sequences):
+            sequence = Sequence(
+                sequence_id=self._next_sequence_id,
+                index=index,
+                request=request,
+                seed=(seed + index * GOLDEN_RATIO_64) & SEED_MASK,
+                token_ids=list(message.prompt_token_ids),
+                num_prompt_tokens=request.num_prompt_tokens,
+                status=SequenceStatus.FORKING if index else SequenceStatus.WAITING,
+            )
+            self._next_sequence_id += 1
+            request.sequences.append(sequence)
+        self._requests[request.request_id] = request
+        self._waiting.push(request.sequences[0])
+        if request.deadline_s is not None:
+            heapq.heappush(self._deadlines, (request.deadline_s, request.request_id))
+
+    def _check(self, message: GenerateRequest) -> None:
+        num_prompt, num_seqs = len(message.prompt_token_ids), message.params.num_sequences
+        if message.request_id in self._requests:
+            raise InvalidRequestError("request_id", f"request_id {message.request_id!r} is in use by a live request")
+        if num_prompt == 0:
+            raise InvalidRequestError("prompt", "prompt is empty: give at least one token")
+        if num_prompt >= self.max_model_len:
+            raise InvalidRequestError(
+                "prompt",
+                f"prompt has {num_prompt} tokens, but with at least one generated token the limit is "
+                f"{self.max_model_len} (max_model_len)",
+            )
+        if num_seqs > self.max_num_seqs:
+            raise InvalidRequestError("n", f"n or best_of is {num_seqs}, more than max_num_seqs = {self.max_num_seqs}")
+        if len(self._waiting) >= self._max_queue_len:
+            raise QueueFullError(self._max_queue_len)
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """Drop a request, or one of its sequences once it has forked. Unknown ids are ignored."""
+        request = self._requests.get(request_id)
+        if request is None:
+            return
+        has_forked = all(s.status is not SequenceStatus.FORKING for s in request.sequences)
+        for sequence in request.sequences:
+            if (index is None or not has_forked or sequence.index == index) and not sequence.is_finished:
+                sequence.finish_reason = "abort"
+                self._finish(sequence)
+
+    def expire(self, now_s: float) -> list[SequenceOutput]:
+        """End the requests whose deadline has passed."""
+        outputs = []
+        while self._deadlines and self._deadlines[0][0] <= now_s:
+            request = self._requests.get(heapq.heappop(self._deadlines)[1])
+            if request is not None and request.deadline_s is not None and request.deadline_s <= now_s:
+                outputs.append(self._fail(request, "the request's deadline has passed", "deadline"))
+        return outputs
+
+    def abort_all(self, reason: str) -> list[SequenceOutput]:
+        """End every request with an error, when the engine closes."""
+        return [self._fail(request, reason, "internal") for request in list(self._requests.values())]
+
+    # Schedule
+
+    def schedule(self) -> StepPlan | None:
+        """Plan the next step; ``None`` if nothing can run before an update."""
+        builder = PlanBuilder(StepPlan(self._next_step_id), self._max_num_batched_tokens, self._log_schedule)
+        self._displace_for_waiting(builder)
+        self._schedule_running(builder)
+        if not builder.has_preempted:
+            self._schedule_waiting(builder)
+        if not builder.plan.sequences and not builder.plan.swap_out:
+            return None
+        if self._log_schedule:
+            manager = self.block_manager
+            logger.info(builder.describe(manager.num_free_blocks, manager.num_blocks, len(self._waiting)))
+        self._in_flight[builder.plan.step_id] = builder.planned
+        self._next_step_id += 1
+        return builder.plan
+
+    def _displace_for_waiting(self, builder: PlanBuilder) -> None:
+        """Let an urgent request push later ones out before they are planned."""
+        candidate = self._waiting.peek()
+        while (
+            candidate is not None
+            and self._running
+            and self._policy.may_displace(candidate.request, self._running[-1].request)
+            and not self._can_admit(candidate)
+        ):
+            self._preempt(self._running[-1], builder, f"for {name_of(candidate)}")
+
+    def _schedule_running(self, builder: PlanBuilder) -> None:
+        num_pending_decodes = sum(s.num_uncomputed_tokens() == 1 for s in self._running)
+        for sequence in list(self._running):
+            num_wanted = sequence.num_uncomputed_tokens() if sequence.status is SequenceStatus.RUNNING else 0
+            if num_wanted == 1:
+                num_pending_decodes -= 1
+            else:  # a chunk leaves room for the decodes behind it
+                num_wanted = min(num_wanted, builder.budget - num_pending_decodes)
+            if num_wanted <= 0 or builder.budget <= 0:
+                continue
+            if self._make_room(sequence, num_wanted, builder):
+                self._plan(sequence, num_wanted, builder)
+
+    def _make_room(self, sequence: Sequence, num_tokens: int, builder: PlanBuilder) -> bool:
+        """Reserve blocks for the next tokens, preempting the last in line until they fit; false if that was itself."""
+        start = sequence.num_computed_tokens
+        while True:
+            reservation = self.block_manager.reserve(sequence.sequence_id, start, start + num_tokens)
+            if reservation is not None:
+                builder.apply(sequence.slot, reservation)
+                return True
+            victim = self._running[-1]
+            builder.has_preempted = True
+            self._preempt(victim, builder, "no free block")
+            if victim is sequence:
+                return False
+
+    def _schedule_waiting(self, builder: PlanBuilder) -> None:
+        while builder.budget > 0:
+            sequence = self._waiting.peek()
+            if sequence is None or sequence.num_in_flight or not self._can_admit(sequence):
+                return
+            self._waiting.pop()
+            self._admit(sequence, builder)
+            num_tokens = min(sequence.num_uncomputed_tokens(), builder.budget)
+            has_room = self._make_room(sequence, num_tokens, builder)
+            assert has_room, "an admitted sequence fits"
+            self._plan(sequence, num_tokens, builder)
+
+    def _cached_prefix(self, sequence: Sequence) -> list[int]:
+        """Cached blocks to start from; at least one token is left to compute, for its logits."""
+        if sequence.request.wants_prompt_logprobs:
+            return []
+        block_size = self.block_manager.block_size
+        hashes = sequence.update_block_hashes(block_size)
+        return self.block_manager.find_prefix(hashes[: (sequence.num_tokens - 1) // block_size])
+
+    def _seats_needed(self, sequence: Sequence) -> list[Sequence]:
+        siblings = sequence.request.sequences if sequence.index == 0 else []
+        return [sequence, *(s for s in siblings if s.status is SequenceStatus.FORKING)]
+
+    def _can_admit(self, sequence: Sequence) -> bool:
+        manager = self.block_manager
+        if len(self._seats_needed(sequence)) > len(self._free_slots):
+            return False
+        if sequence.status is SequenceStatus.SWAPPED:
+            num_next = manager.num_blocks_for(sequence.num_computed_tokens + 1)
+            return max(num_next, manager.num_swapped_blocks(sequence.sequence_id)) <= manager.num_free_blocks
+        return manager.can_open(self._cached_prefix(sequence), sequence.num_tokens)
+
+    def _admit(self, sequence: Sequence, builder: PlanBuilder) -> None:
+        for other in self._seats_needed(sequence):
+            other.slot = self._free_slots.pop()
+            other.last_token_in_slot = False
+        manager, sequence_id = self.block_manager, sequence.sequence_id
+        if sequence.status is SequenceStatus.SWAPPED:
+            pairs = manager.swap_in(sequence_id)
+            assert pairs is not None, "an admitted sequence fits"
+            builder.plan.swap_in.extend(pairs)
+            builder.note(f"swap in {name_of(sequence)} ({len(pairs)} blocks)")
+        else:
+            prefix = self._cached_prefix(sequence)
+            manager.open(sequence_id, prefix)
+            sequence.num_computed_tokens = len(prefix) * manager.block_size
+            self._note_admission(sequence, builder)
+        sequence.status = SequenceStatus.RUNNING
+        bisect.insort(self._running, sequence, key=self._policy.key)
+        builder.seat(sequence)
+        builder.write_table(sequence.slot, 0, manager.block_table(sequence_id))
+
+    def _note_admission(self, sequence: Sequence, builder: PlanBuilder) -> None:
+        num_cached = sequence.num_computed_tokens
+        builder.note(f"admit {name_of(sequence)} ({num_cached} of {sequence.num_tokens} tokens cached)")
+        if sequence.num_preemptions == 0:
+            sequence.request.num_cached_tokens = num_cached
+            self._listener.on_admitted(sequence.request)
+
+    def _plan(self, sequence: Sequence, num_tokens: int, builder: PlanBuilder) -> None:
+        """Put the sequence's next tokens, for which there is room, into the plan."""
+        start, end = sequence.num_computed_tokens, sequence.num_computed_tokens + num_tokens
+        sequence.num_computed_tokens = end
+        hashes = sequence.update_block_hashes(self.block_manager.block_size)
+        self.block_manager.register(sequence.sequence_id, hashes, end)
+        drawing = [sequence, *self._fork(sequence, builder)] if end == sequence.num_tokens else []
+        builder.add(sequence, start, end, drawing)
+        for other in drawing:
+            other.num_in_flight += 1
+            other.last_token_in_slot = True
+
+    def _fork(self, parent: Sequence, builder: PlanBuilder) -> list[Sequence]:
+        """At the end of the prompt, seat the request's other sequences on the same blocks."""
+        children = self._seats_needed(parent)[1:]
+        for child in children:
+            table = self.block_manager.fork(parent.sequence_id, child.sequence_id)
+            child.num_computed_tokens = parent.num_computed_tokens
+            child.block_hashes = list(parent.block_hashes)
+            child.status = SequenceStatus.RUNNING
+            bisect.insort(self._running, child, key=self._policy.key)
+            builder.seat(child)
+            builder.write_table(child.slot, 0, table)
+        return children
+
+    def _preempt(self, victim: Sequence, builder: PlanBuilder, why: str) -> None:
+        """Take the victim's blocks and seat; it waits, and will be swapped in or computed again."""
+        manager, sequence_id = self.block_manager, victim.sequence_id
+        num_computed = victim.num_computed_tokens
+        num_blocks = len(manager.block_table(sequence_id))
+        pairs = manager.swap_out(sequence_id) if self.costs.prefers_swap(num_computed, num_blocks) else None
+        if pairs is None:
+            manager.free(sequence_id)
+            victim.num_computed_tokens = 0
+            victim.status = SequenceStatus.WAITING
+        else:
+            builder.plan.swap_out.extend(pairs)
+            victim.status = SequenceStatus.SWAPPED
+        how = "recompute" if pairs is None else "swap"
+        builder.note(f"preempt {name_of(victim)} by {how} ({num_blocks} blocks, {num_computed} tokens): {why}")
+        self._listener.on_preempted(how)
+        for other in self._seats_needed(victim):
+            self._leave_seat(other)
+        self._running.remove(victim)
+        victim.num_preemptions += 1
+        self._waiting.push(victim)
+
+    # Update
+
+    def update(self, result: StepResult) -> list[SequenceOutput]:
+        """Take in what a step drew. Tokens for sequences that have ended meanwhile are dropped."""
+        outputs: list[SequenceOutput] = []
+        drawn = iter(zip(result.token_ids, result.logprobs, strict=True))
+        for plan_index, planned in enumerate(self._in_flight.pop(result.step_id)):
+            first = planned.sequence
+            for offset, logprobs in enumerate(result.prompt_logprobs.get(plan_index, ())):
+                first.request.prompt_logprobs[planned.start + offset + 1] = logprobs
+            draws = [(sequence, *next(drawn)) for sequence in planned.drawing]
+            for sequence in planned.drawing:
+                sequence.num_in_flight -= 1
+            if plan_index in result.errors and not first.is_finished:
+                outputs.append(self._fail(first.request, result.errors[plan_index], "internal"))
+            outputs.extend(self._take(*draw) for draw in draws if not draw[0].is_finished)
+        return outputs
+
+    def _take(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> SequenceOutput:
+        request = sequence.request
+        stop_token_id = sequence.append(token_id)
+        output = SequenceOutput(
+            request_id=request.request_id,
+            index=sequence.index,
+            token_ids=[token_id],
+            logprobs=[] if logprobs is None else [logprobs],
+            finish_reason=sequence.finish_reason,
+            stop_reason=stop_token_id,
+        )
+        if sequence.index == 0 and len(sequence.token_ids) == sequence.num_prompt_tokens + 1:
+            output.num_cached_tokens = request.num_cached_tokens
+            if request.wants_prompt_logprobs:
+                output.prompt_logprobs = request.prompt_logprobs
+                request.wants_prompt_logprobs = False
+        self._listener.on_token(sequence)
+        if sequence.finish_reason is not None:
+            self._finish(sequence)
+        return output
+
+    def fail_step(self, step_id: int, reason: str) -> list[SequenceOutput]:
+        """A step broke: fail the requests it computed and trust nothing that is cached."""
+        self.block_manager.reset_prefix_cache()
+        planned = self._in_flight.pop(step_id)
+        for entry in planned:
+            for sequence in entry.drawing:
+                sequence.num_in_flight -= 1
+        failed = {e.sequence.request.request_id: e.sequence.request for e in planned if not e.sequence.is_finished}
+        return [self._fail(request, reason, "internal") for request in failed.values()]
+
+    def _fail(self, request: Request, reason: str, kind: ErrorKind) -> SequenceOutput:
+        for sequence in request.sequences:
+            if not sequence.is_finished:
+                sequence.finish_reason = "error"
+                self._finish(sequence, forget=kind == "internal")
+        return SequenceOutput(request_id=request.request_id, finish_reason="error", error=reason, error_kind=kind)
+
+    def _finish(self, sequence: Sequence, *, forget: bool = False) -> None:
+        if sequence.status is SequenceStatus.RUNNING:
+            self._running.remove(sequence)
+        else:
+            self._waiting.remove(sequence)
+        if sequence.status in (SequenceStatus.RUNNING, SequenceStatus.SWAPPED):
+            self.block_manager.free(sequence.sequence_id, forget=forget)
+        self._leave_seat(sequence)
+        sequence.status = SequenceStatus.FINISHED
+        self._listener.on_finished(sequence)
+        if sequence.request.is_finished:
+            del self._requests[sequence.request.request_id]
+
+    def _leave_seat(self, sequence: Sequence) -> None:
+        if sequence.slot >= 0:
+            self._free_slots.append(sequence.slot)
+            sequence.slot = -1
+
+    def check_integrity(self) -> None:
+        """Assert that seats, queues and blocks add up."""
+        self.block_manager.check_integrity()
+        seats = [s.slot for r in self._requests.values() for s in r.sequences if s.slot >= 0]
+        assert sorted(seats + self._free_slots) == list(range(self.max_num_seqs)), "seats do not add up"
+        assert all(s.status is SequenceStatus.RUNNING and s.slot >= 0 for s in self._running), "a runner has no seat"
+        keys = [self._policy.key(s) for s in self._running]
+        assert keys == sorted(keys), "running sequences are out of order"
+        if not self._requests:
+            assert self.block_manager.num_free_blocks == self.block_manager.num_blocks, "blocks without an owner"

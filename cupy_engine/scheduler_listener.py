@@ -1,0 +1,22 @@
+"""What an observer of the scheduler hears; metrics are made of it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from cupy_engine.request import Request, Sequence
+
+
+class SchedulerListener:
+    """Hears everything and does nothing: the base of real listeners."""
+
+    def on_admitted(self, request: Request) -> None:
+        """A request left the queue for the first time; ``request.num_cached_tokens`` is set."""
+
+    def on_preempted(self, how: Literal["recompute", "swap"]) -> None: ...
+
+    def on_token(self, sequence: Sequence) -> None:
+        """A token was drawn and is the last of ``sequence.token_ids``."""
+
+    def on_finished(self, sequence: Sequence) -> None:
+        """``sequence.finish_reason`` says why."""
