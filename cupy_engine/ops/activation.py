@@ -1,0 +1,137 @@
+"""Activation functions, by the names Hugging Face configurations give them.
+
+Arithmetic is float32 whatever the arrays hold; results have the dtype of the input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+
+from cupy_engine.device import Array
+from cupy_engine.errors import ConfigError
+
+
+def silu_and_mul(gate_up: Array, out: Array | None = None) -> Array:
+    """``silu(gate) * up`` with ``silu(x) = x / (1 + exp(-x))``: SwiGLU's elementwise part (arXiv:2002.05202).
+
+    Args:
+        gate_up: [T, 2 * I], the gate's columns first.
+        out: [T, I]; allocated if absent.
+
+    Returns:
+        [T, I], ``out``.
+
+    Example::
+
+        hidden = down(silu_and_mul(gate_up(hidden)))
+    """
+    half = gate_up.shape[-1] // 2
+    return _store(silu(gate_up[:, :half]) * gate_up[:, half:], out)
+
+
+def gelu(x: Array, approximate: Literal["none", "tanh"] = "none") -> Array:
+    """``x * Φ(x)`` with the normal distribution's Φ, or its tanh approximation (arXiv:1606.08415).
+
+    Args:
+        x: any shape.
+        approximate: ``"tanh"`` for ``x/2 * (1 + tanh(sqrt(2/π) * (x + 0.044715 x³)))``.
+
+    Returns:
+        An array like ``x``.
+    """
+    x32 = x.astype(np.float32, copy=False)
+    if approximate == "tanh":
+        inner = np.square(x32)
+        inner *= np.float32(0.044715)
+        inner += np.float32(1.0)
+        inner *= x32
+        inner *= np.float32(math.sqrt(2.0 / math.pi))
+        np.tanh(inner, out=inner)
+        inner += np.float32(1.0)
+        inner *= np.float32(0.5)
+        inner *= x32
+        return inner.astype(x.dtype, copy=False)
+    return (x32 * _normal_cdf(x32)).astype(x.dtype, copy=False)
+
+
+def quick_gelu(x: Array) -> Array:
+    """``x / (1 + exp(-1.702 x))``, the sigmoid approximation of GELU. Returns an array like ``x``."""
+    return _silu_reference(x, np.float32(1.702))
+
+
+def silu(x: Array) -> Array:
+    """``x / (1 + exp(-x))``. Returns an array like ``x``."""
+    return _silu_reference(x, np.float32(1.0))
+
+
+def relu(x: Array) -> Array:
+    """``max(x, 0)``. Returns an array like ``x``."""
+    return np.maximum(x, x.dtype.type(0))
+
+
+def squared_relu(x: Array) -> Array:
+    """``max(x, 0)²`` (Primer, arXiv:2109.08668). Returns an array like ``x``."""
+    return np.square(relu(x))
+
+
+def gelu_tanh(x: Array) -> Array:
+    """GELU in its tanh approximation. Returns an array like ``x``."""
+    return gelu(x, "tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": silu,
+    "swish": silu,
+    "gelu": gelu,
+    "gelu_new": gelu_tanh,
+    "gelu_fast": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "quick_gelu": quick_gelu,
+    "relu": relu,
+    "relu2": squared_relu,
+}
+
+
+def activation_by_name(name: str) -> Callable[[Array], Array]:
+    """The elementwise function that a configuration calls ``name``.
+
+    Raises:
+        ConfigError: no such activation; the message lists those there are.
+    """
+    try:
+        return ACTIVATIONS[name]
+    except KeyError:
+        raise ConfigError("activation", f"{name!r} is unknown; known are {', '.join(ACTIVATIONS)}") from None
+
+
+def _silu_reference(x: np.ndarray, slope: np.float32) -> np.ndarray:
+    # exp overflows to inf below -88, and x / inf is the right limit: 0.
+    x32 = x.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):
+        sigmoid = np.exp(x32 * -slope)
+    sigmoid += np.float32(1.0)
+    np.divide(x32, sigmoid, out=sigmoid)
+    return sigmoid.astype(x.dtype, copy=False)
+
+
+def _normal_cdf(x: np.ndarray) -> np.ndarray:
+    # Φ(x) = erfc(-x / √2) / 2, with erfc from Abramowitz & Stegun 7.1.26 (absolute error below 1.5e-7).
+    z = np.abs(x) * np.float32(math.sqrt(0.5))
+    t = 1.0 / (1.0 + np.float32(0.3275911) * z)
+    series = np.zeros_like(t)
+    for coefficient in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592):
+        series += np.float32(coefficient)
+        series *= t
+    tail: np.ndarray = series * np.exp(-z * z) * np.float32(0.5)
+    return np.where(x > 0, 1.0 - tail, tail)
+
+
+def _store(result: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+    if out is None:
+        return result
+    out[...] = result
+    return out
