@@ -45,11 +45,10 @@ class InvalidRequestError(EngineError, ValueError):
 
 
 class QueueFullError(EngineError):
-    """The waiting queue is at its limit; try again after ``retry_after_s`` seconds."""
+    """Too many requests wait; try again after ``retry_after_s`` seconds."""
 
-    def __init__(self, limit: int, retry_after_s: float = 1.0) -> None:
-        super().__init__(f"the queue is full ({limit} requests wait); try again in {retry_after_s:.0f} s")
-        self.limit = limit
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
         self.retry_after_s = retry_after_s
 
 

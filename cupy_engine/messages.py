@@ -13,7 +13,7 @@ import msgspec
 from cupy_engine.sampling_params import SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "error"]
-ErrorKind = Literal["invalid", "queue_full", "deadline", "internal"]
+ErrorKind = Literal["invalid", "queue_full", "deadline", "internal", "dead"]
 
 
 class GenerateRequest(msgspec.Struct, kw_only=True, omit_defaults=True, tag="generate"):

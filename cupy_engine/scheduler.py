@@ -138,7 +138,7 @@ class Scheduler:
         if num_seqs > self.max_num_seqs:
             raise InvalidRequestError("n", f"n or best_of is {num_seqs}, more than max_num_seqs = {self.max_num_seqs}")
         if len(self._waiting) >= self._max_queue_len:
-            raise QueueFullError(self._max_queue_len)
+            raise QueueFullError(f"{self._max_queue_len} requests wait already (max_queue_len); try again later")
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """Drop a request, or one of its sequences once it has forked. Unknown ids are ignored."""

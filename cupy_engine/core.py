@@ -1,0 +1,153 @@
+"""The engine's heart: requests in, one step after another, outputs out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cupy_engine.config import EngineConfig
+from cupy_engine.errors import InvalidRequestError, QueueFullError
+from cupy_engine.executor import Executor, StepHandle
+from cupy_engine.messages import AbortRequest, EngineStats, GenerateRequest, SequenceOutput
+from cupy_engine.metrics import EngineMetrics
+from cupy_engine.model_source import ModelFiles
+from cupy_engine.plan import StepPlan
+from cupy_engine.scheduler import Scheduler
+
+logger = logging.getLogger("cupy_engine")
+
+
+@dataclass(frozen=True, slots=True)
+class CoreInfo:
+    """What a started engine turned out to be, for people and for front ends."""
+
+    backend: str
+    model_name: str
+    max_model_len: int
+    num_kv_blocks: int
+    block_size: int
+    weight_bytes: int
+    kv_cache_bytes: int
+    load_time_s: float
+
+    def describe(self) -> str:
+        """One line with the memory plan."""
+        num_tokens = self.num_kv_blocks * self.block_size
+        return (
+            f"{self.model_name} on {self.backend}: weights {self.weight_bytes / 2**20:.0f} MiB, KV cache "
+            f"{self.kv_cache_bytes / 2**20:.0f} MiB = {self.num_kv_blocks} blocks of {self.block_size} "
+            f"({num_tokens} tokens), up to {self.max_model_len} tokens a request, loaded in {self.load_time_s:.2f} s"
+        )
+
+
+@dataclass(slots=True)
+class _StepInFlight:
+    plan: StepPlan
+    handle: StepHandle
+    submit_time_s: float
+    schedule_s: float
+
+
+class EngineCore:
+    """Drives scheduler and executor. Not thread-safe: one thread owns it (see :mod:`cupy_engine.core_loop`)."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        metrics: EngineMetrics,
+        info: CoreInfo,
+        *,
+        max_steps_in_flight: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.scheduler = scheduler
+        self.metrics = metrics
+        self.info = info
+        self._executor = executor
+        self._max_steps_in_flight = max_steps_in_flight
+        self._clock = clock
+        self._in_flight: deque[_StepInFlight] = deque()
+
+    @classmethod
+    def from_config(cls, config: EngineConfig, files: ModelFiles) -> EngineCore:
+        """Load the model and build everything below this class.
+
+        Raises:
+            ModelLoadError, ConfigError: what is wrong, where, and the way out.
+        """
+        from cupy_engine.core_builder import build_core  # heavy: array code, weights
+
+        return build_core(config, files)
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work or bool(self._in_flight)
+
+    def add(self, request: GenerateRequest) -> SequenceOutput | None:
+        """Queue a request; a refused one gives its error as an output."""
+        if not request.arrival_time_s:
+            request.arrival_time_s = self._clock()
+        try:
+            self.scheduler.add(request)
+        except InvalidRequestError as error:
+            return _refusal(request, SequenceOutput(request_id="", error_kind="invalid", error_param=error.param), error)
+        except QueueFullError as error:
+            self.metrics.on_rejected("queue_full")
+            return _refusal(request, SequenceOutput(request_id="", error_kind="queue_full"), error)
+        return None
+
+    def abort(self, request: AbortRequest) -> None:
+        self.scheduler.abort(request.request_id, request.index)
+
+    def step(self) -> list[SequenceOutput]:
+        """Expire, schedule, submit, collect, update. Call while :attr:`has_work`."""
+        start_time_s = self._clock()
+        outputs = self._expire(start_time_s)
+        plan = self.scheduler.schedule()
+        if plan is not None:
+            submit_time_s = self._clock()
+            handle = self._executor.submit(plan)
+            self._in_flight.append(_StepInFlight(plan, handle, submit_time_s, submit_time_s - start_time_s))
+        if self._in_flight and (plan is None or len(self._in_flight) >= self._max_steps_in_flight):
+            outputs += self._collect(self._in_flight.popleft())
+        return outputs
+
+    def _expire(self, now_s: float) -> list[SequenceOutput]:
+        outputs = self.scheduler.expire(now_s)
+        for _ in outputs:
+            self.metrics.on_deadline_exceeded()
+        return outputs
+
+    def _collect(self, step: _StepInFlight) -> list[SequenceOutput]:
+        try:
+            result = step.handle.result()
+        except Exception:  # a broken step fails its requests; the engine goes on
+            logger.exception("step %d failed", step.plan.step_id)
+            return self.scheduler.fail_step(step.plan.step_id, "the engine failed while computing this request")
+        done_time_s = self._clock()
+        outputs = self.scheduler.update(result)
+        update_s = self._clock() - done_time_s
+        compute_s = done_time_s - step.submit_time_s
+        num_tokens, num_sequences = step.plan.num_tokens, len(step.plan.sequences)
+        if num_tokens >= 16 * num_sequences > 0:
+            self.scheduler.costs.observe_prefill(num_tokens, compute_s)
+        self.metrics.on_step(num_tokens, step.schedule_s + compute_s + update_s, step.schedule_s + update_s)
+        return outputs
+
+    def fail_all(self, reason: str) -> list[SequenceOutput]:
+        """End all requests with an error, when the engine closes."""
+        return self.scheduler.abort_all(reason)
+
+    def stats(self) -> EngineStats:
+        return self.metrics.stats(self.scheduler)
+
+
+def _refusal(request: GenerateRequest, output: SequenceOutput, error: Exception) -> SequenceOutput:
+    output.request_id = request.request_id
+    output.finish_reason = "error"
+    output.error = str(error)
+    return output

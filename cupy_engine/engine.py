@@ -1,0 +1,324 @@
+"""The Python API: an engine in this process.
+
+    from cupy_engine import Engine, SamplingParams
+
+    with Engine(model="smollm2-135m") as engine:
+        print(engine.generate("Once upon a time", SamplingParams(max_tokens=20))[0].text)
+
+One background thread owns the core; any number of threads and event loops may call the methods below at once, and what
+they ask for runs together in the same batches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+
+from cupy_engine.collector import RequestCollector
+from cupy_engine.config import EngineConfig
+from cupy_engine.core import CoreInfo, EngineCore
+from cupy_engine.core_loop import CoreLoop
+from cupy_engine.errors import EngineDeadError, InvalidRequestError
+from cupy_engine.frontend import FrontEnd
+from cupy_engine.messages import AbortRequest, Command, EngineStats, GenerateRequest, Reply, SequenceOutput
+from cupy_engine.model_source import resolve_model
+from cupy_engine.outputs import CompletionDelta, RequestOutput
+from cupy_engine.sampling_params import SamplingParams
+
+Prompt = str | Sequence[int] | dict[str, Any]
+Message = dict[str, Any]
+
+_CLOSE_TIMEOUT_S = 30.0
+_PROGRESS_FROM = 8  # prompts
+
+
+class _QueueInbox:
+    """Commands from other threads of this process."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+
+    def put(self, command: Command | None) -> None:
+        """``None`` only wakes the receiver up."""
+        self._queue.put(command)
+
+    def receive(self, timeout_s: float | None) -> list[Command]:
+        commands: list[Command | None] = []
+        with suppress(queue.Empty):
+            commands.append(self._queue.get(block=timeout_s != 0, timeout=timeout_s or None))
+            while True:
+                commands.append(self._queue.get_nowait())
+        return [command for command in commands if command is not None]
+
+
+class Engine:
+    """A model that generates text.
+
+    Args:
+        model: built-in name, folder, ``.gguf`` file or hub id.
+        options: the fields of :class:`~cupy_engine.config.EngineConfig` by name.
+
+    Raises:
+        ConfigError: a bad option.
+        ModelLoadError: the model cannot be found or loaded.
+    """
+
+    def __init__(self, model: str = "smollm2-135m", **options: Any) -> None:
+        self.config = EngineConfig.from_dict({"model": str(model), **options})
+        files = resolve_model(self.config.model)
+        core = EngineCore.from_config(self.config, files)
+        self.info: CoreInfo = core.info
+        self.frontend = FrontEnd.from_config(self.config, files, core.info.max_model_len)
+        self._core = core
+        self._inbox = _QueueInbox()
+        self._loop = CoreLoop(core, self._inbox, self._deliver)
+        self._receivers: dict[str, Callable[[SequenceOutput], None]] = {}
+        self._lock = threading.Lock()
+        self._is_dead = False
+        self._thread = threading.Thread(target=self._run, name="cupy-engine", daemon=True)
+        self._thread.start()
+
+    # Generating
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool | None = None,
+        priority: int = 0,
+    ) -> list[RequestOutput]:
+        """Complete prompts, all at once, and wait for all.
+
+        Args:
+            prompts: one or many of: text, ``{"prompt": text}`` or ``{"prompt_token_ids": [...]}``.
+            params: for all prompts, or one per prompt.
+            progress: show a progress bar; default: with many prompts on a terminal.
+            priority: lower runs earlier, if the engine schedules by priority.
+
+        Returns:
+            One output per prompt, in order.
+
+        Raises:
+            InvalidRequestError: a prompt or parameter cannot be served; nothing has run then.
+            EngineError: a request failed.
+        """
+        many: Sequence[Prompt] = [prompts] if isinstance(prompts, (str, dict)) else list(prompts)
+        return self._generate_all([_text_or_ids(p) for p in many], params, True, progress, priority)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool | None = None,
+        **template_kwargs: Any,
+    ) -> list[RequestOutput]:
+        """Answer one conversation, or many: lists of ``{"role": ..., "content": ...}``."""
+        many: Any = [messages] if messages and isinstance(messages[0], dict) else messages
+        prompts = [self.frontend.render_chat(m, **template_kwargs) for m in many]
+        return self._generate_all(prompts, params, False, progress, 0)
+
+    def stream(
+        self, prompt: Prompt | Sequence[Message], params: SamplingParams | None = None, *, request_id: str | None = None
+    ) -> Iterator[CompletionDelta]:
+        """Complete a prompt or answer a conversation, piece by piece. Leaving the loop aborts the request."""
+        params = params or SamplingParams()
+        if params.num_sequences > params.n:
+            raise InvalidRequestError("best_of", "best_of cannot be streamed: which is best is known at the end only")
+        text, is_chat = self._prompt_of(prompt)
+        request = self.frontend.make_request(text, params, request_id=request_id, add_special_tokens=not is_chat)
+        return self._stream(request, text)
+
+    async def generate_async(
+        self,
+        prompt: Prompt | Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+    ) -> RequestOutput:
+        """Complete a prompt or answer a conversation without blocking the event loop. Cancelling aborts the request."""
+        loop = asyncio.get_running_loop()
+        arrived: asyncio.Queue[SequenceOutput] = asyncio.Queue()
+        text, is_chat = self._prompt_of(prompt)
+        request = self.frontend.make_request(
+            text,
+            params or SamplingParams(),
+            request_id=request_id,
+            priority=priority,
+            add_special_tokens=not is_chat,
+        )
+        collector = self.frontend.collector(request, text if isinstance(text, str) else None)
+        self._submit(request, lambda output: loop.call_soon_threadsafe(arrived.put_nowait, output))
+        try:
+            while not collector.finished:
+                self._collect(collector, await arrived.get())
+        finally:
+            self._release(request.request_id, collector)
+        return collector.result()
+
+    def abort(self, request_id: str) -> None:
+        """End a request; who waits for it gets what there is, with ``finish_reason`` "abort"."""
+        with self._lock:
+            receiver = self._receivers.get(request_id)
+        if receiver is not None:
+            self._inbox.put(AbortRequest(request_id=request_id))
+            receiver(SequenceOutput(request_id=request_id, finish_reason="abort"))
+
+    def stats(self) -> EngineStats:
+        """Queue lengths, blocks and counters, read while the engine runs."""
+        return self._core.stats()
+
+    # Opening and closing
+
+    def close(self, drain_timeout_s: float = 0.0) -> None:
+        """Stop. What still runs after ``drain_timeout_s`` ends with an error. A second call does nothing."""
+        self._loop.stop(drain_timeout_s)
+        self._inbox.put(None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(drain_timeout_s + _CLOSE_TIMEOUT_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Inside
+
+    def _prompt_of(self, prompt: Prompt | Sequence[Message]) -> tuple[str | list[int], bool]:
+        """Text or ids of a prompt, and whether it is a rendered conversation."""
+        if not isinstance(prompt, (str, dict)) and prompt and isinstance(prompt[0], dict):
+            return self.frontend.render_chat(prompt), True  # type: ignore[arg-type]
+        return _text_or_ids(prompt), False  # type: ignore[arg-type]
+
+    def _generate_all(
+        self,
+        prompts: list[str | list[int]],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        add_special_tokens: bool,
+        progress: bool | None,
+        priority: int,
+    ) -> list[RequestOutput]:
+        all_params = _one_per_prompt(params, len(prompts))
+        requests = [
+            self.frontend.make_request(prompt, one, priority=priority, add_special_tokens=add_special_tokens)
+            for prompt, one in zip(prompts, all_params, strict=True)
+        ]
+        collectors = {
+            request.request_id: self.frontend.collector(request, prompt if isinstance(prompt, str) else None)
+            for request, prompt in zip(requests, prompts, strict=True)
+        }
+        arrived: queue.SimpleQueue[SequenceOutput] = queue.SimpleQueue()
+        try:
+            for request in requests:
+                self._submit(request, arrived.put)
+            self._wait_for_all(collectors, arrived, progress)
+        finally:
+            for request_id, collector in collectors.items():
+                self._release(request_id, collector)
+        return [collector.result() for collector in collectors.values()]
+
+    def _wait_for_all(
+        self,
+        collectors: dict[str, RequestCollector],
+        arrived: queue.SimpleQueue[SequenceOutput],
+        progress: bool | None,
+    ) -> None:
+        from tqdm import tqdm
+
+        is_shown = progress if progress is not None else len(collectors) >= _PROGRESS_FROM and sys.stderr.isatty()
+        with tqdm(total=len(collectors), unit="prompt", disable=not is_shown) as bar:
+            num_left = len(collectors)
+            while num_left:
+                output = arrived.get()
+                collector = collectors[output.request_id]
+                if not collector.finished:
+                    self._collect(collector, output)
+                    if collector.finished:
+                        num_left -= 1
+                        bar.update()
+
+    def _stream(self, request: GenerateRequest, prompt: str | list[int]) -> Iterator[CompletionDelta]:
+        collector = self.frontend.collector(request, prompt if isinstance(prompt, str) else None)
+        arrived: queue.SimpleQueue[SequenceOutput] = queue.SimpleQueue()
+        self._submit(request, arrived.put)
+        try:
+            while not collector.finished:
+                yield from self._collect(collector, arrived.get())
+        finally:
+            self._release(request.request_id, collector)
+
+    def _collect(self, collector: RequestCollector, output: SequenceOutput) -> list[CompletionDelta]:
+        deltas = collector.add(output)
+        for abort in collector.take_aborts():
+            self._inbox.put(abort)
+        return deltas
+
+    def _submit(self, request: GenerateRequest, receiver: Callable[[SequenceOutput], None]) -> None:
+        with self._lock:
+            if self._is_dead or not self._thread.is_alive():
+                raise EngineDeadError("the engine is closed; make a new one")
+            if request.request_id in self._receivers:
+                raise InvalidRequestError("request_id", f"request_id {request.request_id!r} is in use by a live request")
+            self._receivers[request.request_id] = receiver
+        self._inbox.put(request)
+
+    def _release(self, request_id: str, collector: RequestCollector) -> None:
+        with self._lock:
+            self._receivers.pop(request_id, None)
+        if not collector.finished:
+            self._inbox.put(AbortRequest(request_id=request_id))
+
+    def _deliver(self, replies: Sequence[Reply]) -> None:
+        for reply in replies:
+            assert isinstance(reply, SequenceOutput), "nobody in this process asks for anything else"
+            with self._lock:
+                receiver = self._receivers.get(reply.request_id)
+            if receiver is not None:
+                receiver(reply)
+
+    def _run(self) -> None:
+        try:
+            self._loop.run()
+        finally:
+            with self._lock:
+                self._is_dead = True
+                left = dict(self._receivers)
+            for request_id, receiver in left.items():
+                receiver(
+                    SequenceOutput(
+                        request_id=request_id, finish_reason="error", error="the engine has stopped", error_kind="dead"
+                    )
+                )
+
+
+def _text_or_ids(prompt: Prompt) -> str | list[int]:
+    if isinstance(prompt, str):
+        return prompt
+    if isinstance(prompt, dict):
+        if isinstance(prompt.get("prompt_token_ids"), list):
+            return list(prompt["prompt_token_ids"])
+        if isinstance(prompt.get("prompt"), str):
+            return str(prompt["prompt"])
+        raise InvalidRequestError("prompt", 'a prompt dict needs "prompt": text or "prompt_token_ids": list of ids')
+    return list(prompt)
+
+
+def _one_per_prompt(
+    params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
+) -> Sequence[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * num_prompts
+    if len(params) != num_prompts:
+        raise InvalidRequestError("params", f"{len(params)} sampling parameters for {num_prompts} prompts")
+    return params

@@ -1,0 +1,155 @@
+"""Everything between text and token ids for one model: no weights, so every HTTP worker can have its own."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from cupy_engine.chat_template import ChatTemplate, load_chat_template
+from cupy_engine.collector import RequestCollector
+from cupy_engine.config import EngineConfig
+from cupy_engine.errors import InvalidRequestError
+from cupy_engine.messages import GenerateRequest
+from cupy_engine.model_source import ModelFiles, load_model_config, resolve_model
+from cupy_engine.sampling_params import SamplingParams
+from cupy_engine.tokenizer import Tokenizer, load_tokenizer
+
+
+class FrontEnd:
+    """Makes core requests of prompts and results of core outputs.
+
+    ``tokenizer`` is ``None`` for a model folder without one: it serves token ids.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        vocab_size: int,
+        max_model_len: int,
+        tokenizer: Tokenizer | None,
+        chat_template: ChatTemplate | None,
+    ) -> None:
+        self.model_name = model_name
+        self.vocab_size = vocab_size
+        self.max_model_len = max_model_len
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+
+    @classmethod
+    def from_config(
+        cls, config: EngineConfig, files: ModelFiles | None = None, max_model_len: int | None = None
+    ) -> FrontEnd:
+        """Load tokenizer and template. ``max_model_len`` is the started engine's, if it is known already."""
+        files = files or resolve_model(config.model)
+        text_files = resolve_model(config.tokenizer) if config.tokenizer else files
+        model = load_model_config(files)
+        return cls(
+            config.served_model_name or files.name,
+            model.vocab_size,
+            max_model_len or config.max_model_len or model.max_position_embeddings,
+            load_tokenizer(text_files),
+            load_chat_template(text_files),
+        )
+
+    def make_request(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+        add_special_tokens: bool = True,
+        timeout_s: float | None = None,
+    ) -> GenerateRequest:
+        """Tokenize and check.
+
+        Raises:
+            InvalidRequestError: empty or too long a prompt, a token id outside the vocabulary, text without a tokenizer.
+        """
+        token_ids = self._encode(prompt, add_special_tokens)
+        if params.truncate_prompt_tokens is not None:
+            token_ids = token_ids[-params.truncate_prompt_tokens :]
+        self._check(token_ids, params)
+        now_s = time.monotonic()
+        return GenerateRequest(
+            request_id=request_id or uuid.uuid4().hex,
+            prompt_token_ids=token_ids,
+            params=params,
+            bad_words_token_ids=self._encode_bad_words(params.bad_words or ()),
+            priority=priority,
+            cache_salt=cache_salt,
+            arrival_time_s=now_s,
+            deadline_s=None if timeout_s is None else now_s + timeout_s,
+        )
+
+    def render_chat(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **template_kwargs: Any,
+    ) -> str:
+        """The prompt text of a conversation. Tokenize it without special tokens: the template has put them in.
+
+        Raises:
+            InvalidRequestError: no chat template, or the template refuses the messages.
+        """
+        if self.chat_template is None:
+            raise InvalidRequestError("messages", f"model {self.model_name} has no chat template; send a plain prompt")
+        return self.chat_template.render(
+            list(messages),
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            **template_kwargs,
+        )
+
+    def collector(self, request: GenerateRequest, prompt: str | None = None) -> RequestCollector:
+        """Turns the core's outputs for ``request`` into text."""
+        return RequestCollector(request, self.tokenizer, prompt)
+
+    def _encode(self, prompt: str | Sequence[int], add_special_tokens: bool) -> list[int]:
+        if not isinstance(prompt, str):
+            return list(prompt)
+        return self._tokenizer_for("prompt").encode(prompt, add_special_tokens=add_special_tokens)
+
+    def _tokenizer_for(self, param: str) -> Tokenizer:
+        if self.tokenizer is None:
+            raise InvalidRequestError(param, f"model {self.model_name} has no tokenizer: send token ids, no {param} text")
+        return self.tokenizer
+
+    def _encode_bad_words(self, words: Iterable[str]) -> list[list[int]]:
+        """Token ids of each word, at the start of a text and after a space."""
+        found: list[list[int]] = []
+        for word in words:
+            tokenizer = self._tokenizer_for("bad_words")
+            for text in (word, " " + word.lstrip()):
+                token_ids = tokenizer.encode(text, add_special_tokens=False)
+                if token_ids and token_ids not in found:
+                    found.append(token_ids)
+        return found
+
+    def _check(self, token_ids: list[int], params: SamplingParams) -> None:
+        if not token_ids:
+            raise InvalidRequestError("prompt", "prompt is empty: give at least one token")
+        if len(token_ids) >= self.max_model_len:
+            raise InvalidRequestError(
+                "prompt",
+                f"prompt has {len(token_ids)} tokens, but the model takes at most {self.max_model_len} "
+                f"with the generated ones; shorten it or set truncate_prompt_tokens",
+            )
+        if params.stop:
+            self._tokenizer_for("stop")
+        self._check_ids("prompt", token_ids)
+        for name in ("allowed_token_ids", "stop_token_ids", "logit_bias"):
+            self._check_ids(name, getattr(params, name) or ())
+
+    def _check_ids(self, param: str, token_ids: Iterable[int]) -> None:
+        for token_id in token_ids:
+            if type(token_id) is not int or not 0 <= token_id < self.vocab_size:
+                raise InvalidRequestError(
+                    param, f"{param} has token id {token_id!r}; ids are integers from 0 to {self.vocab_size - 1}"
+                )

@@ -1,0 +1,220 @@
+"""What the engine counts, under vLLM's names with the prefix ``cupy_engine:``, rendered for Prometheus.
+
+Counting happens in every step, so it is a list increment; prometheus_client is only asked to render the page.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+from cupy_engine.messages import EngineStats
+from cupy_engine.request import Request, Sequence
+from cupy_engine.scheduler_listener import SchedulerListener
+
+if TYPE_CHECKING:
+    from cupy_engine.scheduler import Scheduler
+
+PREFIX = "cupy_engine:"
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+_SMALL = (1, 2, 4, 8, 16)
+
+
+class Histogram:
+    """Counts per bucket; the last one is +Inf."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def snapshot(self) -> tuple[list[tuple[str, float]], float]:
+        """Cumulative (upper bound, count) pairs and the sum, as Prometheus wants them."""
+        total, buckets = 0, []
+        for bound, count in zip((*map(str, map(float, self._bounds)), "+Inf"), self._counts, strict=True):
+            total += count
+            buckets.append((bound, float(total)))
+        return buckets, self._sum
+
+
+class EngineMetrics(SchedulerListener):
+    """Counters and histograms of one engine since its start."""
+
+    def __init__(self, model_name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._labels = [model_name]
+        self._clock = clock
+        self._counters: Counter[str] = Counter()
+        self._finished: Counter[str] = Counter()
+        self._preemptions: Counter[str] = Counter()
+        self._rejections: Counter[str] = Counter()
+        self._last_token_time_s: dict[int, float] = {}
+        self._histograms = {name: Histogram(bounds) for name, (bounds, _) in _HISTOGRAMS.items()}
+
+    # What happens
+
+    def on_admitted(self, request: Request) -> None:
+        request.first_scheduled_time_s = now_s = self._clock()
+        self._histograms["request_queue_time_seconds"].observe(now_s - request.arrival_time_s)
+        self._counters["prompt_tokens"] += request.num_prompt_tokens
+        self._counters["prompt_tokens_cached"] += request.num_cached_tokens
+        self._counters["prefix_cache_queries"] += request.num_prompt_tokens
+        self._counters["prefix_cache_hits"] += request.num_cached_tokens
+        self._histograms["request_prompt_tokens"].observe(request.num_prompt_tokens)
+        self._histograms["request_params_n"].observe(request.params.n)
+        if request.params.max_tokens is not None:
+            self._histograms["request_params_max_tokens"].observe(request.params.max_tokens)
+
+    def on_preempted(self, how: Literal["recompute", "swap"]) -> None:
+        self._preemptions[how] += 1
+
+    def on_token(self, sequence: Sequence) -> None:
+        request, now_s = sequence.request, self._clock()
+        self._counters["generation_tokens"] += 1
+        previous_s = self._last_token_time_s.get(sequence.sequence_id)
+        self._last_token_time_s[sequence.sequence_id] = now_s
+        if previous_s is not None:
+            self._histograms["inter_token_latency_seconds"].observe(now_s - previous_s)
+        if request.first_token_time_s is None:
+            request.first_token_time_s = now_s
+            self._histograms["time_to_first_token_seconds"].observe(now_s - request.arrival_time_s)
+            if request.first_scheduled_time_s is not None:
+                self._histograms["request_prefill_time_seconds"].observe(now_s - request.first_scheduled_time_s)
+
+    def on_finished(self, sequence: Sequence) -> None:
+        self._last_token_time_s.pop(sequence.sequence_id, None)
+        request = sequence.request
+        if not request.is_finished:
+            return
+        now_s, num_output = self._clock(), sequence.num_output_tokens
+        self._finished[request.sequences[0].finish_reason or "error"] += 1
+        self._histograms["e2e_request_latency_seconds"].observe(now_s - request.arrival_time_s)
+        self._histograms["request_generation_tokens"].observe(num_output)
+        if request.first_token_time_s is not None:
+            decode_s = now_s - request.first_token_time_s
+            self._histograms["request_decode_time_seconds"].observe(decode_s)
+            if num_output > 1:
+                self._histograms["request_time_per_output_token_seconds"].observe(decode_s / (num_output - 1))
+
+    def on_step(self, num_tokens: int, duration_s: float, host_overhead_s: float) -> None:
+        """A step computed ``num_tokens``; of ``duration_s`` it spent ``host_overhead_s`` outside the worker."""
+        self._counters["steps"] += 1
+        self._histograms["iteration_tokens_total"].observe(num_tokens)
+        self._histograms["step_duration_seconds"].observe(duration_s)
+        self._histograms["host_overhead_seconds"].observe(host_overhead_s)
+
+    def on_rejected(self, reason: str) -> None:
+        self._rejections[reason] += 1
+
+    def on_deadline_exceeded(self) -> None:
+        self._counters["deadline_exceeded"] += 1
+
+    # What is read
+
+    def stats(self, scheduler: Scheduler) -> EngineStats:
+        manager = scheduler.block_manager
+        return EngineStats(
+            num_steps=self._counters["steps"],
+            num_running=scheduler.num_running,
+            num_waiting=scheduler.num_waiting,
+            num_swapped=scheduler.num_swapped,
+            num_kv_blocks=manager.num_blocks,
+            num_free_kv_blocks=manager.num_free_blocks,
+            num_prefix_queries_tokens=self._counters["prefix_cache_queries"],
+            num_prefix_hit_tokens=self._counters["prefix_cache_hits"],
+            num_preemptions_recompute=self._preemptions["recompute"],
+            num_preemptions_swap=self._preemptions["swap"],
+        )
+
+    def render(self, scheduler: Scheduler) -> bytes:
+        """The page for ``/metrics``, in Prometheus's text format."""
+        from prometheus_client import CollectorRegistry, generate_latest
+
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Page(list(self._families(scheduler))))
+        return generate_latest(registry)
+
+    def _families(self, scheduler: Scheduler) -> Iterator[Any]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+        for name, (text, value) in self._gauges(scheduler).items():
+            gauge = GaugeMetricFamily(PREFIX + name, text, labels=["model_name"])
+            gauge.add_metric(self._labels, value)
+            yield gauge
+        for name, text in _COUNTERS.items():
+            counter = CounterMetricFamily(PREFIX + name, text, labels=["model_name"])
+            counter.add_metric(self._labels, self._counters[name])
+            yield counter
+        for name, (text, label, values, known) in self._labelled().items():
+            counter = CounterMetricFamily(PREFIX + name, text, labels=["model_name", label])
+            for value in known:
+                counter.add_metric([*self._labels, value], values[value])
+            yield counter
+        for name, (_, text) in _HISTOGRAMS.items():
+            histogram = HistogramMetricFamily(PREFIX + name, text, labels=["model_name"])
+            buckets, total = self._histograms[name].snapshot()
+            histogram.add_metric(self._labels, buckets, total)
+            yield histogram
+
+    def _gauges(self, scheduler: Scheduler) -> dict[str, tuple[str, float]]:
+        stats = self.stats(scheduler)
+        usage = 1 - stats.num_free_kv_blocks / stats.num_kv_blocks
+        return {
+            "num_requests_running": ("Sequences that run.", stats.num_running),
+            "num_requests_waiting": ("Sequences that wait.", stats.num_waiting),
+            "num_requests_swapped": ("Waiting sequences whose KV is on the host.", stats.num_swapped),
+            "kv_cache_usage_perc": ("Share of KV blocks in use, 0 to 1; cached but free blocks are free.", usage),
+        }
+
+    def _labelled(self) -> dict[str, tuple[str, str, Counter[str], tuple[str, ...]]]:
+        return {
+            "num_preemptions": ("Preemptions.", "by", self._preemptions, ("recompute", "swap")),
+            "request_success": (
+                "Ended requests.", "finished_reason", self._finished, ("stop", "length", "abort", "error")
+            ),
+            "admission_rejections": ("Refused requests.", "reason", self._rejections, ("queue_full",)),
+        }
+
+
+class _Page:
+    """A prometheus_client collector of families made already."""
+
+    def __init__(self, families: list[Any]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Any]:
+        return iter(self._families)
+
+
+_COUNTERS = {
+    "prompt_tokens": "Prompt tokens of admitted requests.",
+    "prompt_tokens_cached": "Prompt tokens that were found in the prefix cache.",
+    "generation_tokens": "Tokens generated.",
+    "prefix_cache_queries": "Prompt tokens looked up in the prefix cache.",
+    "prefix_cache_hits": "Prompt tokens found in the prefix cache.",
+    "deadline_exceeded": "Requests ended by their deadline.",
+}
+
+_HISTOGRAMS: dict[str, tuple[tuple[float, ...], str]] = {
+    "time_to_first_token_seconds": (_SECONDS, "From arrival to the first token."),
+    "inter_token_latency_seconds": (_SECONDS, "Between two tokens of a sequence."),
+    "request_time_per_output_token_seconds": (_SECONDS, "Mean time per token after the first, per request."),
+    "e2e_request_latency_seconds": (_SECONDS, "From arrival to the last token."),
+    "request_queue_time_seconds": (_SECONDS, "From arrival to the first step."),
+    "request_prefill_time_seconds": (_SECONDS, "From the first step to the first token."),
+    "request_decode_time_seconds": (_SECONDS, "From the first to the last token."),
+    "request_prompt_tokens": (_TOKENS, "Prompt tokens per request."),
+    "request_generation_tokens": (_TOKENS, "Generated tokens per request."),
+    "request_params_n": (_SMALL, "Completions asked for."),
+    "request_params_max_tokens": (_TOKENS, "max_tokens asked for."),
+    "iteration_tokens_total": (_TOKENS, "Tokens computed per step."),
+    "step_duration_seconds": (_SECONDS, "Duration of a step."),
+    "host_overhead_seconds": (_SECONDS, "Part of a step spent outside the worker: scheduling and bookkeeping."),
+}
