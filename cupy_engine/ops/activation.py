@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from cupy_engine.device import Array
 from cupy_engine.errors import ConfigError
+
+GeluForm = Literal["none", "tanh"]
 
 
 def silu_and_mul(gate_up: Array, out: Array | None = None) -> Array:
@@ -33,7 +36,17 @@ def silu_and_mul(gate_up: Array, out: Array | None = None) -> Array:
     return _store(silu(gate_up[:, :half]) * gate_up[:, half:], out)
 
 
-def gelu(x: Array, approximate: Literal["none", "tanh"] = "none") -> Array:
+def gelu_and_mul(gate_up: Array, out: Array | None = None, *, approximate: GeluForm = "none") -> Array:
+    """``gelu(gate) * up``: GeGLU's elementwise part. Arguments as for :func:`silu_and_mul` and :func:`gelu`.
+
+    Returns:
+        [T, I], ``out``.
+    """
+    half = gate_up.shape[-1] // 2
+    return _store(gelu(gate_up[:, :half], approximate) * gate_up[:, half:], out)
+
+
+def gelu(x: Array, approximate: GeluForm = "none") -> Array:
     """``x * Φ(x)`` with the normal distribution's Φ, or its tanh approximation (arXiv:1606.08415).
 
     Args:
@@ -96,16 +109,37 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def activation_by_name(name: str) -> Callable[[Array], Array]:
-    """The elementwise function that a configuration calls ``name``.
+GATED_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": silu_and_mul,
+    "swish": silu_and_mul,
+    "gelu": gelu_and_mul,
+    "gelu_new": partial(gelu_and_mul, approximate="tanh"),
+    "gelu_pytorch_tanh": partial(gelu_and_mul, approximate="tanh"),
+}
+
+
+def activation(name: str) -> Callable[[Array], Array]:
+    """The elementwise function that configurations call ``name``.
 
     Raises:
         ConfigError: no such activation; the message lists those there are.
     """
-    try:
-        return ACTIVATIONS[name]
-    except KeyError:
-        raise ConfigError("activation", f"{name!r} is unknown; known are {', '.join(ACTIVATIONS)}") from None
+    return _by_name(ACTIVATIONS, name)
+
+
+def gated_activation(name: str) -> Callable[[Array], Array]:
+    """``act(gate) * up`` over [T, 2 * I] for the activation that configurations call ``name``.
+
+    Raises:
+        ConfigError: no such gated activation; the message lists those there are.
+    """
+    return _by_name(GATED_ACTIVATIONS, name)
+
+
+def _by_name(functions: dict[str, Callable[[Array], Array]], name: str) -> Callable[[Array], Array]:
+    if name not in functions:
+        raise ConfigError("activation", f"{name!r} is not supported here; supported are {', '.join(functions)}")
+    return functions[name]
 
 
 def _silu_reference(x: np.ndarray, slope: np.float32) -> np.ndarray:
@@ -114,8 +148,8 @@ def _silu_reference(x: np.ndarray, slope: np.float32) -> np.ndarray:
     with np.errstate(over="ignore"):
         sigmoid = np.exp(x32 * -slope)
     sigmoid += np.float32(1.0)
-    np.divide(x32, sigmoid, out=sigmoid)
-    return sigmoid.astype(x.dtype, copy=False)
+    result: np.ndarray = np.divide(x32, sigmoid, out=sigmoid)
+    return result.astype(x.dtype, copy=False)
 
 
 def _normal_cdf(x: np.ndarray) -> np.ndarray:

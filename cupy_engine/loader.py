@@ -1,0 +1,102 @@
+"""How weights get from a checkpoint into layers: tensors by name, in the model's dtype, in a weight format.
+
+A :class:`Loader` is a place in the checkpoint's tree of modules; names are those of Hugging Face checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from cupy_engine.device import Array, Device
+from cupy_engine.ops.linear import linear
+
+
+class WeightSource(Protocol):
+    """Tensors by name, on the host."""
+
+    def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """The tensor ``name``. Raises ModelLoadError if it is missing or has another shape."""
+
+    def has(self, name: str) -> bool: ...
+
+
+class LinearWeight(Protocol):
+    """A linear layer's weight in some format; knows how to multiply by it."""
+
+    def apply(self, x: Array) -> Array:
+        """[T, K] → [T, N]."""
+
+
+class LinearScheme(Protocol):
+    """A weight format: loads linear layers whose checkpoint tensors look its way."""
+
+    def load(
+        self, loader: Loader, names: Sequence[str], out_features: Sequence[int], in_features: int, bias: bool
+    ) -> LinearWeight:
+        """One weight of the named layers stacked along their outputs."""
+
+
+@dataclass(slots=True)
+class UnquantizedWeight:
+    """``weight`` [N, K] and ``bias`` [N] in the model's dtype."""
+
+    weight: Array
+    bias: Array | None
+
+    def apply(self, x: Array) -> Array:
+        return linear(x, self.weight, self.bias)
+
+
+class UnquantizedScheme:
+    """Tensors ``name.weight`` [N, K] and ``name.bias`` [N] in floating point."""
+
+    def load(
+        self, loader: Loader, names: Sequence[str], out_features: Sequence[int], in_features: int, bias: bool
+    ) -> LinearWeight:
+        parts = list(zip(names, out_features, strict=True))
+        weight = loader.stacked([(f"{name}.weight", (n, in_features)) for name, n in parts])
+        return UnquantizedWeight(
+            weight, loader.stacked([(f"{name}.bias", (n,)) for name, n in parts]) if bias else None
+        )
+
+
+@dataclass(slots=True)
+class WeightTally:
+    """Bytes loaded so far."""
+
+    num_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Loader:
+    """Brings tensors from a source to a device. ``at`` descends into a module, as checkpoint names do.
+
+    All weights pass through :meth:`stacked` and :meth:`tensor`.
+    """
+
+    source: WeightSource
+    device: Device
+    dtype: Any
+    scheme: LinearScheme = field(default_factory=UnquantizedScheme)
+    prefix: str = ""
+    tally: WeightTally = field(default_factory=WeightTally)
+
+    def at(self, module: str) -> Loader:
+        """The loader of a sub-module."""
+        return replace(self, prefix=f"{self.prefix}{module}.")
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> Array:
+        """One tensor on the device, in the model's dtype."""
+        return self.stacked([(name, shape)])
+
+    def stacked(self, parts: Sequence[tuple[str, tuple[int, ...]]]) -> Array:
+        """Tensors (name, shape) joined along their first axis."""
+        taken = [self.source.take(self.prefix + name, shape) for name, shape in parts]
+        host = taken[0] if len(taken) == 1 else np.concatenate(taken)
+        array = self.device.asarray(host, self.dtype)
+        self.tally.num_bytes += array.nbytes
+        return array

@@ -1,0 +1,87 @@
+"""Which class runs which architecture.
+
+Classes are named by strings and imported when asked for. Other packages add their own, by calling
+:func:`register_model` or with an entry point::
+
+    [project.entry-points."cupy_engine.models"]
+    MyForCausalLM = "my_package.my_model:MyForCausalLM"
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import entry_points
+from typing import Any, Protocol
+
+from cupy_engine.batch import Batch
+from cupy_engine.device import Array, Device
+from cupy_engine.errors import ModelLoadError
+from cupy_engine.kv_cache import KVCache
+from cupy_engine.loader import WeightSource
+from cupy_engine.model_config import ModelConfig
+
+ENTRY_POINT_GROUP = "cupy_engine.models"
+
+
+class CausalLM(Protocol):
+    """A decoder-only language model over packed batches. T tokens, R rows that need logits."""
+
+    num_weight_bytes: int
+
+    def __init__(self, config: ModelConfig, weights: WeightSource, device: Device, dtype: Any) -> None: ...
+
+    def forward(self, batch: Batch, kv_cache: KVCache) -> Array:
+        """Hidden states [T, H] after the last norm; stores the tokens' keys and values in the cache."""
+
+    def compute_logits(self, hidden: Array) -> Array:
+        """[R, H] → [R, V] float32."""
+
+
+_MODELS: dict[str, str | type[CausalLM]] = {
+    "LlamaForCausalLM": "cupy_engine.models.llama:LlamaForCausalLM",
+    "MistralForCausalLM": "cupy_engine.models.mistral:MistralForCausalLM",
+    "GPT2LMHeadModel": "cupy_engine.models.gpt2:GPT2LMHeadModel",
+}
+
+
+def register_model(architecture: str, model: str | type[CausalLM]) -> None:
+    """Let ``architecture`` (as in ``config.json``) be run by a class, or by one named ``"module:Class"``.
+
+    Replaces what was registered under that name::
+
+        register_model("MyForCausalLM", "my_package.my_model:MyForCausalLM")
+    """
+    _MODELS[architecture] = model
+
+
+def known_architectures() -> list[str]:
+    """Every architecture that :func:`model_class` finds, sorted."""
+    return sorted(_MODELS | {point.name: point.value for point in entry_points(group=ENTRY_POINT_GROUP)})
+
+
+def model_class(architecture: str) -> type[CausalLM]:
+    """The class that runs ``architecture``.
+
+    Raises:
+        ModelLoadError: nobody registered it (the message lists who did), or its class cannot be imported.
+    """
+    model = _MODELS.get(architecture) or _entry_point(architecture)
+    return _import_class(model) if isinstance(model, str) else model
+
+
+def _entry_point(architecture: str) -> str:
+    for point in entry_points(group=ENTRY_POINT_GROUP, name=architecture):
+        return point.value
+    raise ModelLoadError(
+        f"architecture {architecture!r} is unknown; known are {', '.join(known_architectures())}. "
+        "cupy_engine.model_registry.register_model adds one"
+    )
+
+
+def _import_class(path: str) -> type[CausalLM]:
+    module, _, name = path.partition(":")
+    try:
+        found: type[CausalLM] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ModelLoadError(f"model class {path!r} cannot be imported: {error}") from error
+    return found
