@@ -91,7 +91,9 @@ class RequestCollector:
         if self._metrics.first_token_time_s is None and output.token_ids:
             self._metrics.first_token_time_s = now_s
         if output.prompt_logprobs is not None:
-            self._prompt_logprobs = [lp and self._decode_logprobs(lp) for lp in output.prompt_logprobs]
+            self._prompt_logprobs = [
+                None if found is None else self._decode_logprobs(found) for found in output.prompt_logprobs
+            ]
         self._num_cached_tokens = max(self._num_cached_tokens, output.num_cached_tokens)
         self._metrics.finish_time_s = now_s
 
@@ -107,9 +109,7 @@ class RequestCollector:
         if detokenizer is not None and detokenizer.stop_string is not None:
             if finish_reason is None:
                 self._aborts.append(AbortRequest(request_id=new.request_id, index=new.index))
-            delta = CompletionDelta(
-                output.index, text, new.token_ids, delta.logprobs, "stop", detokenizer.stop_string
-            )
+            delta = CompletionDelta(output.index, text, new.token_ids, delta.logprobs, "stop", detokenizer.stop_string)
         completion.logprob_sum += sum(lp.logprob for lp in new.logprobs)
         _apply(delta, output)
         return delta

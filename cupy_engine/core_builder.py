@@ -14,7 +14,7 @@ from cupy_engine.block_manager import BlockManager
 from cupy_engine.config import GIB, EngineConfig
 from cupy_engine.core import CoreInfo, EngineCore
 from cupy_engine.device import Device, NumpyDevice
-from cupy_engine.errors import ConfigError, ModelLoadError
+from cupy_engine.errors import ConfigError
 from cupy_engine.executor import InProcessExecutor
 from cupy_engine.kv_cache import KVCache, bytes_per_block
 from cupy_engine.metrics import EngineMetrics
@@ -114,7 +114,7 @@ def build_core(config: EngineConfig, files: ModelFiles) -> EngineCore:
     unused = weights.unused()
     weights.close()
     if unused:
-        raise ModelLoadError(f"{len(unused)} tensors that {model_config.architecture} does not have", tensor=unused[0])
+        logger.warning("%d tensors of the files are not used, %s among them", len(unused), unused[0])
 
     kv_cache = KVCache(model_config, memory.num_blocks, config.block_size, memory.num_host_blocks, device, dtype)
     sampler = Sampler(config.max_num_seqs, model_config.vocab_size, device)
@@ -138,12 +138,8 @@ def build_core(config: EngineConfig, files: ModelFiles) -> EngineCore:
     return EngineCore(scheduler, executor, metrics, info, max_steps_in_flight=config.max_steps_in_flight)
 
 
-def _build_scheduler(
-    config: EngineConfig, model: ModelConfig, memory: MemoryPlan, metrics: EngineMetrics
-) -> Scheduler:
-    manager = BlockManager(
-        memory.num_blocks, config.block_size, memory.num_host_blocks, config.enable_prefix_caching
-    )
+def _build_scheduler(config: EngineConfig, model: ModelConfig, memory: MemoryPlan, metrics: EngineMetrics) -> Scheduler:
+    manager = BlockManager(memory.num_blocks, config.block_size, memory.num_host_blocks, config.enable_prefix_caching)
     policy: Policy = FcfsPolicy()
     if config.scheduling_policy == "priority":
         policy = PriorityPolicy(config.priority_ageing_s)

@@ -12,8 +12,11 @@ Array = Any  # numpy.ndarray or cupy.ndarray: same shape, dtype and slicing sema
 class Device(Protocol):
     """An array module and the memory behind it."""
 
-    name: str
-    xp: Any
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def xp(self) -> Any: ...
 
     def asarray(self, host: np.ndarray, dtype: Any = None) -> Array:
         """Bring a host array over, converted to ``dtype`` if given."""

@@ -118,7 +118,9 @@ class FrontEnd:
 
     def _tokenizer_for(self, param: str) -> Tokenizer:
         if self.tokenizer is None:
-            raise InvalidRequestError(param, f"model {self.model_name} has no tokenizer: send token ids, no {param} text")
+            raise InvalidRequestError(
+                param, f"model {self.model_name} has no tokenizer: send token ids, no {param} text"
+            )
         return self.tokenizer
 
     def _encode_bad_words(self, words: Iterable[str]) -> list[list[int]]:
@@ -138,10 +140,10 @@ class FrontEnd:
         if len(token_ids) >= self.max_model_len:
             raise InvalidRequestError(
                 "prompt",
-                f"prompt has {len(token_ids)} tokens, but the model takes at most {self.max_model_len} "
-                f"with the generated ones; shorten it or set truncate_prompt_tokens",
+                f"prompt has {len(token_ids)} tokens, but with at least one generated token the limit is "
+                f"{self.max_model_len}; shorten it or set truncate_prompt_tokens",
             )
-        if params.stop:
+        if params.stop_strings:
             self._tokenizer_for("stop")
         self._check_ids("prompt", token_ids)
         for name in ("allowed_token_ids", "stop_token_ids", "logit_bias"):

@@ -9,11 +9,11 @@ import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from cupy_engine.messages import EngineStats
 from cupy_engine.request import Request, Sequence
-from cupy_engine.scheduler_listener import SchedulerListener
+from cupy_engine.scheduler_listener import PreemptionKind, SchedulerListener
 
 if TYPE_CHECKING:
     from cupy_engine.scheduler import Scheduler
@@ -72,7 +72,7 @@ class EngineMetrics(SchedulerListener):
         if request.params.max_tokens is not None:
             self._histograms["request_params_max_tokens"].observe(request.params.max_tokens)
 
-    def on_preempted(self, how: Literal["recompute", "swap"]) -> None:
+    def on_preempted(self, how: PreemptionKind) -> None:
         self._preemptions[how] += 1
 
     def on_token(self, sequence: Sequence) -> None:
@@ -177,7 +177,10 @@ class EngineMetrics(SchedulerListener):
         return {
             "num_preemptions": ("Preemptions.", "by", self._preemptions, ("recompute", "swap")),
             "request_success": (
-                "Ended requests.", "finished_reason", self._finished, ("stop", "length", "abort", "error")
+                "Ended requests.",
+                "finished_reason",
+                self._finished,
+                ("stop", "length", "abort", "error"),
             ),
             "admission_rejections": ("Refused requests.", "reason", self._rejections, ("queue_full",)),
         }

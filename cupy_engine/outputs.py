@@ -65,7 +65,7 @@ class RequestMetrics:
 
 @dataclass(slots=True)
 class RequestOutput:
-    """The result of one prompt. ``text``, ``token_ids``, ``logprobs`` and ``finish_reason`` are the first completion's."""
+    """The result of one prompt. ``text``, ``token_ids``, ``logprobs``, ``finish_reason`` are the first completion's."""
 
     request_id: str
     prompt: str | None

@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass, field
 
 from cupy_engine.block_manager import hash_block, root_hash
+from cupy_engine.errors import InvalidRequestError
 from cupy_engine.messages import FinishReason, GenerateRequest, TokenLogprobs
 
 
@@ -27,9 +28,9 @@ class SequenceStatus(enum.Enum):
 class Sequence:
     """One continuation of a prompt.
 
-        token_ids          [ prompt …………… | output … ]
-        in flight                                     [ ? ? ]     drawn by steps whose results are not back
-        num_computed_tokens  ───────────────────────────▶         KV is or will be there once the steps in flight ran
+    token_ids          [ prompt …………… | output … ]
+    in flight                                     [ ? ? ]     drawn by steps whose results are not back
+    num_computed_tokens  ───────────────────────────▶         KV is or will be there once the steps in flight ran
     """
 
     sequence_id: int
@@ -124,3 +125,17 @@ class Request:
     @property
     def is_finished(self) -> bool:
         return all(sequence.is_finished for sequence in self.sequences)
+
+
+def check_fits(message: GenerateRequest, max_model_len: int, max_num_seqs: int) -> None:
+    """Raises InvalidRequestError if the request could never run, however idle the engine is."""
+    num_prompt, num_seqs = len(message.prompt_token_ids), message.params.num_sequences
+    if num_prompt == 0:
+        raise InvalidRequestError("prompt", "prompt is empty: give at least one token")
+    if num_prompt >= max_model_len:
+        raise InvalidRequestError(
+            "prompt",
+            f"prompt has {num_prompt} tokens, but with at least one generated token the limit is {max_model_len}",
+        )
+    if num_seqs > max_num_seqs:
+        raise InvalidRequestError("n", f"n or best_of is {num_seqs}, more than max_num_seqs = {max_num_seqs}")

@@ -33,9 +33,9 @@ class FcfsPolicy:
 class PriorityPolicy:
     """Lower priority values first, with ageing.
 
-    A request of priority p that has waited w seconds counts as p - w / ageing_s. As all waiting requests age at the same
-    rate, comparing p + arrival / ageing_s gives the same order at every moment; and as every later arrival adds to it,
-    only a bounded number of requests can ever overtake a given one: nobody starves.
+    A request of priority p that has waited w seconds counts as p - w / ageing_s. As all age at the same rate, comparing
+    p + arrival / ageing_s gives the same order at every moment; and as every later arrival adds to it, only a bounded
+    number of requests can ever overtake a given one: nobody starves.
     """
 
     def __init__(self, ageing_s: float) -> None:
@@ -53,7 +53,7 @@ class PriorityPolicy:
 
 
 class WaitingQueue:
-    """Sequences that wait for a seat, in the policy's order. Removal leaves a dead entry behind that is skipped later."""
+    """Sequences that wait for a seat, in the policy's order. Removal leaves a dead entry that is skipped later."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
@@ -85,3 +85,19 @@ class WaitingQueue:
 
     def remove(self, sequence: Sequence) -> None:
         self._members.discard(sequence.sequence_id)
+
+
+class DeadlineQueue:
+    """Request ids by the time at which they must have ended. Requests that end earlier stay in until their time."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, str]] = []
+
+    def push(self, deadline_s: float, request_id: str) -> None:
+        heapq.heappush(self._heap, (deadline_s, request_id))
+
+    def pop_passed(self, now_s: float) -> list[str]:
+        passed = []
+        while self._heap and self._heap[0][0] <= now_s:
+            passed.append(heapq.heappop(self._heap)[1])
+        return passed

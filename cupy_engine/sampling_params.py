@@ -68,7 +68,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
     seed: int | None = None
-    stop: list[str] | None = None
+    stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
@@ -84,6 +84,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         return self.n if self.best_of is None else self.best_of
 
     @property
+    def stop_strings(self) -> list[str]:
+        """``stop`` as a list: the OpenAI API takes one string for a list of one."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+    @property
     def is_greedy(self) -> bool:
         return self.temperature == 0.0
 
@@ -92,8 +97,6 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):  # the OpenAI API takes one string for a list of one
-            msgspec.structs.force_setattr(self, "stop", [self.stop])
         for field, kind in _TYPES.items():
             _check_type(field, getattr(self, field), kind)
         for field, (is_allowed, allowed) in _RULES.items():
@@ -123,9 +126,13 @@ def _at_least(low: int) -> tuple[Callable[[int], bool], str]:
     return lambda v: v >= low, f"at least {low}"
 
 
-def _strings(max_count: int, max_chars: int) -> tuple[Callable[[list[str]], bool], str]:
+def _strings(max_count: int, max_chars: int) -> tuple[Callable[[str | list[str]], bool], str]:
+    def is_allowed(value: str | list[str]) -> bool:
+        strings = [value] if isinstance(value, str) else value
+        return len(strings) <= max_count and all(isinstance(s, str) and 0 < len(s) <= max_chars for s in strings)
+
     return (
-        lambda v: len(v) <= max_count and all(isinstance(s, str) and 0 < len(s) <= max_chars for s in v),
+        is_allowed,
         f"at most {max_count} non-empty strings of at most {max_chars} characters",
     )
 
@@ -146,7 +153,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(
         ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"), _NUMBER
     ),
-    **dict.fromkeys(("allowed_token_ids", "bad_words", "stop", "stop_token_ids"), (list, type(None))),
+    **dict.fromkeys(("allowed_token_ids", "bad_words", "stop_token_ids"), (list, type(None))),
+    "stop": (str, list, type(None)),
     **dict.fromkeys(
         ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens", "spaces_between_special_tokens"), (bool,)
     ),
@@ -175,9 +183,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "frequency_penalty": _between(-2, 2),
     "repetition_penalty": (lambda v: 0 < v <= 100, "above 0 and at most 100"),
     "logit_bias": (
-        lambda v: len(v) <= MAX_LOGIT_BIAS
-        and all(type(t) is int and 0 <= t < 1 << 31 for t in v)
-        and all(isinstance(b, _NUMBER) and not isinstance(b, bool) and -100 <= b <= 100 for b in v.values()),
+        lambda v: (
+            len(v) <= MAX_LOGIT_BIAS
+            and all(type(t) is int and 0 <= t < 1 << 31 for t in v)
+            and all(isinstance(b, _NUMBER) and not isinstance(b, bool) and -100 <= b <= 100 for b in v.values())
+        ),
         f"a map of at most {MAX_LOGIT_BIAS} token ids to values between -100 and 100",
     ),
     "allowed_token_ids": _token_ids(MAX_ALLOWED_TOKEN_IDS, min_count=1),

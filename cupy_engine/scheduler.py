@@ -1,8 +1,8 @@
-"""Which sequences run in a step, how many tokens each, and who makes room. Plain Python: no arrays, no clocks, no text.
+"""Which sequences run in a step, how many tokens each, and who makes room. Plain Python: no arrays, clocks or text.
 
-There are no phases. A sequence has tokens, and some of them are computed; a step gives each sequence some tokens so that
-the second number catches up with the first. Decode is the case of one token, prefill of many, a chunk of some, and a
-cached prefix a head start. (Continuous batching: Yu et al., OSDI 2022; chunked prefill: Agrawal et al., OSDI 2024.)
+There are no phases. A sequence has tokens, and some of them are computed; a step gives each sequence some tokens so
+that the second number catches up with the first. Decode is the case of one token, prefill of many, a chunk of some,
+and a cached prefix a head start. Continuous batching: Yu et al., OSDI 2022; chunked prefill: Agrawal et al., OSDI 2024.
 
     schedule()   running sequences first, oldest first, then waiting ones    → StepPlan
     update()     what the step drew                                          → SequenceOutput
@@ -13,7 +13,6 @@ cached prefix a head start. (Continuous batching: Yu et al., OSDI 2022; chunked 
 from __future__ import annotations
 
 import bisect
-import heapq
 import logging
 import random
 
@@ -23,9 +22,10 @@ from cupy_engine.messages import ErrorKind, GenerateRequest, SequenceOutput, Tok
 from cupy_engine.plan import StepPlan, StepResult
 from cupy_engine.plan_builder import PlanBuilder, PlannedSequence, name_of
 from cupy_engine.preemption import PreemptionCosts
-from cupy_engine.request import Request, Sequence, SequenceStatus
-from cupy_engine.request_queue import Policy, WaitingQueue
-from cupy_engine.scheduler_listener import SchedulerListener
+from cupy_engine.request import Request, Sequence, SequenceStatus, check_fits
+from cupy_engine.request_queue import DeadlineQueue, Policy, WaitingQueue
+from cupy_engine.scheduler_listener import PreemptionKind, SchedulerListener
+from cupy_engine.seats import Seats
 
 logger = logging.getLogger("cupy_engine.schedule")
 
@@ -72,8 +72,8 @@ class Scheduler:
         self._requests: dict[str, Request] = {}
         self._waiting = WaitingQueue(policy)
         self._running: list[Sequence] = []  # in the policy's order: the last one makes room first
-        self._free_slots = list(range(max_num_seqs - 1, -1, -1))
-        self._deadlines: list[tuple[float, str]] = []
+        self._seats = Seats(max_num_seqs)
+        self._deadlines = DeadlineQueue()
         self._in_flight: dict[int, list[PlannedSequence]] = {}
         self._next_sequence_id = 0
         self._next_step_id = 0
@@ -121,22 +121,12 @@ class Scheduler:
         self._requests[request.request_id] = request
         self._waiting.push(request.sequences[0])
         if request.deadline_s is not None:
-            heapq.heappush(self._deadlines, (request.deadline_s, request.request_id))
+            self._deadlines.push(request.deadline_s, request.request_id)
 
     def _check(self, message: GenerateRequest) -> None:
-        num_prompt, num_seqs = len(message.prompt_token_ids), message.params.num_sequences
         if message.request_id in self._requests:
             raise InvalidRequestError("request_id", f"request_id {message.request_id!r} is in use by a live request")
-        if num_prompt == 0:
-            raise InvalidRequestError("prompt", "prompt is empty: give at least one token")
-        if num_prompt >= self.max_model_len:
-            raise InvalidRequestError(
-                "prompt",
-                f"prompt has {num_prompt} tokens, but with at least one generated token the limit is "
-                f"{self.max_model_len} (max_model_len)",
-            )
-        if num_seqs > self.max_num_seqs:
-            raise InvalidRequestError("n", f"n or best_of is {num_seqs}, more than max_num_seqs = {self.max_num_seqs}")
+        check_fits(message, self.max_model_len, self.max_num_seqs)
         if len(self._waiting) >= self._max_queue_len:
             raise QueueFullError(f"{self._max_queue_len} requests wait already (max_queue_len); try again later")
 
@@ -153,12 +143,12 @@ class Scheduler:
 
     def expire(self, now_s: float) -> list[SequenceOutput]:
         """End the requests whose deadline has passed."""
-        outputs = []
-        while self._deadlines and self._deadlines[0][0] <= now_s:
-            request = self._requests.get(heapq.heappop(self._deadlines)[1])
-            if request is not None and request.deadline_s is not None and request.deadline_s <= now_s:
-                outputs.append(self._fail(request, "the request's deadline has passed", "deadline"))
-        return outputs
+        late = [self._requests.get(request_id) for request_id in self._deadlines.pop_passed(now_s)]
+        return [
+            self._fail(request, "the request's deadline has passed", "deadline")
+            for request in late
+            if request is not None and (request.deadline_s or now_s) <= now_s  # an id may be in use again
+        ]
 
     def abort_all(self, reason: str) -> list[SequenceOutput]:
         """End every request with an error, when the engine closes."""
@@ -246,17 +236,16 @@ class Scheduler:
 
     def _can_admit(self, sequence: Sequence) -> bool:
         manager = self.block_manager
-        if len(self._seats_needed(sequence)) > len(self._free_slots):
+        if len(self._seats_needed(sequence)) > self._seats.num_free:
             return False
         if sequence.status is SequenceStatus.SWAPPED:
-            num_next = manager.num_blocks_for(sequence.num_computed_tokens + 1)
+            num_next = manager.num_blocks_for(sequence.num_tokens)
             return max(num_next, manager.num_swapped_blocks(sequence.sequence_id)) <= manager.num_free_blocks
         return manager.can_open(self._cached_prefix(sequence), sequence.num_tokens)
 
     def _admit(self, sequence: Sequence, builder: PlanBuilder) -> None:
         for other in self._seats_needed(sequence):
-            other.slot = self._free_slots.pop()
-            other.last_token_in_slot = False
+            self._seats.take(other)
         manager, sequence_id = self.block_manager, sequence.sequence_id
         if sequence.status is SequenceStatus.SWAPPED:
             pairs = manager.swap_in(sequence_id)
@@ -318,11 +307,11 @@ class Scheduler:
         else:
             builder.plan.swap_out.extend(pairs)
             victim.status = SequenceStatus.SWAPPED
-        how = "recompute" if pairs is None else "swap"
+        how: PreemptionKind = "recompute" if pairs is None else "swap"
         builder.note(f"preempt {name_of(victim)} by {how} ({num_blocks} blocks, {num_computed} tokens): {why}")
         self._listener.on_preempted(how)
         for other in self._seats_needed(victim):
-            self._leave_seat(other)
+            self._seats.leave(other)
         self._running.remove(victim)
         victim.num_preemptions += 1
         self._waiting.push(victim)
@@ -390,22 +379,16 @@ class Scheduler:
             self._waiting.remove(sequence)
         if sequence.status in (SequenceStatus.RUNNING, SequenceStatus.SWAPPED):
             self.block_manager.free(sequence.sequence_id, forget=forget)
-        self._leave_seat(sequence)
+        self._seats.leave(sequence)
         sequence.status = SequenceStatus.FINISHED
         self._listener.on_finished(sequence)
         if sequence.request.is_finished:
             del self._requests[sequence.request.request_id]
 
-    def _leave_seat(self, sequence: Sequence) -> None:
-        if sequence.slot >= 0:
-            self._free_slots.append(sequence.slot)
-            sequence.slot = -1
-
     def check_integrity(self) -> None:
         """Assert that seats, queues and blocks add up."""
         self.block_manager.check_integrity()
-        seats = [s.slot for r in self._requests.values() for s in r.sequences if s.slot >= 0]
-        assert sorted(seats + self._free_slots) == list(range(self.max_num_seqs)), "seats do not add up"
+        self._seats.check_integrity([s.slot for r in self._requests.values() for s in r.sequences if s.slot >= 0])
         assert all(s.status is SequenceStatus.RUNNING and s.slot >= 0 for s in self._running), "a runner has no seat"
         keys = [self._policy.key(s) for s in self._running]
         assert keys == sorted(keys), "running sequences are out of order"

@@ -6,6 +6,8 @@ from typing import Literal
 
 from cupy_engine.request import Request, Sequence
 
+PreemptionKind = Literal["recompute", "swap"]
+
 
 class SchedulerListener:
     """Hears everything and does nothing: the base of real listeners."""
@@ -13,7 +15,7 @@ class SchedulerListener:
     def on_admitted(self, request: Request) -> None:
         """A request left the queue for the first time; ``request.num_cached_tokens`` is set."""
 
-    def on_preempted(self, how: Literal["recompute", "swap"]) -> None: ...
+    def on_preempted(self, how: PreemptionKind) -> None: ...
 
     def on_token(self, sequence: Sequence) -> None:
         """A token was drawn and is the last of ``sequence.token_ids``."""
