@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cupy_engine import Engine, RequestOutput, SamplingParams
-from tests.golden_files import GOLDEN
+from tests.conftest import GOLDEN
 
 CASES: list[dict[str, Any]] = json.loads((GOLDEN / "smollm2_greedy.json").read_text())
 TOLERANCE = 2e-3
@@ -81,19 +81,19 @@ def test_one_at_a_time_without_prefix_cache(default_model: str) -> None:
 @pytest.mark.parametrize("mode", ["recompute", "swap"])
 @pytest.mark.parametrize("steps_in_flight", [1, 2])
 def test_preemption_changes_nothing(default_model: str, mode: str, steps_in_flight: int) -> None:
-    """84 blocks hold the longest request and little else."""
+    """The longest request comes first and leaves 17 blocks, so the others push each other out as they grow."""
+    cases = sorted(CASES, key=lambda case: -len(case["prompt_token_ids"]))
     with Engine(
         model=default_model,
-        num_kv_blocks=84,
+        num_kv_blocks=100,
         preemption_mode=mode,
         max_steps_in_flight=steps_in_flight,
         enable_prefix_caching=False,
     ) as engine:
-        # The long prompt last: the short ones run first, grow, and it has to make room or wait.
-        prompts = [{"prompt_token_ids": case["prompt_token_ids"]} for case in CASES]
-        outputs = engine.generate(prompts, [greedy(case) for case in CASES])
+        prompts = [{"prompt_token_ids": case["prompt_token_ids"]} for case in cases]
+        outputs = engine.generate(prompts, [greedy(case) for case in cases])
         stats = engine.stats()
-    for case, output in zip(CASES, outputs, strict=True):
+    for case, output in zip(cases, outputs, strict=True):
         check_tokens(case, output)
     preemptions = {"recompute": stats.num_preemptions_recompute, "swap": stats.num_preemptions_swap}
     assert preemptions[mode] > 0
