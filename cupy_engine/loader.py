@@ -13,15 +13,7 @@ import numpy as np
 
 from cupy_engine.device import Array, Device
 from cupy_engine.ops.linear import linear
-
-
-class WeightSource(Protocol):
-    """Tensors by name, on the host."""
-
-    def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The tensor ``name``. Raises ModelLoadError if it is missing or has another shape."""
-
-    def has(self, name: str) -> bool: ...
+from cupy_engine.weights import WeightSource
 
 
 class LinearWeight(Protocol):

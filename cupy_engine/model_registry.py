@@ -17,8 +17,8 @@ from cupy_engine.batch import Batch
 from cupy_engine.device import Array, Device
 from cupy_engine.errors import ModelLoadError
 from cupy_engine.kv_cache import KVCache
-from cupy_engine.loader import WeightSource
 from cupy_engine.model_config import ModelConfig
+from cupy_engine.weights import WeightSource
 
 ENTRY_POINT_GROUP = "cupy_engine.models"
 

@@ -16,9 +16,10 @@ from cupy_engine.batch import Batch
 from cupy_engine.device import Array, Device
 from cupy_engine.kv_cache import KVCache
 from cupy_engine.layers import Attention, Embedding, LayerNorm, Linear, LMHead, ResidualStream
-from cupy_engine.loader import Loader, WeightSource
+from cupy_engine.loader import Loader
 from cupy_engine.model_config import ModelConfig
 from cupy_engine.ops.activation import activation
+from cupy_engine.weights import WeightSource
 
 _CONV1D_WEIGHTS = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 
@@ -83,7 +84,7 @@ class GPT2LMHeadModel:
 
     def __init__(self, config: ModelConfig, weights: WeightSource, device: Device, dtype: Any) -> None:
         loader = Loader(Conv1DSource(weights), device, dtype)
-        body = loader.at("transformer") if weights.has("transformer.wte.weight") else loader
+        body = loader.at("transformer")
         self.wte = Embedding(body, "wte", config.vocab_size, config.hidden_size)
         self.wpe = Embedding(body, "wpe", config.max_position_embeddings, config.hidden_size)
         self.layers = [GPT2Layer(config, body.at(f"h.{i}"), i) for i in range(config.num_layers)]

@@ -14,10 +14,11 @@ from cupy_engine.batch import Batch
 from cupy_engine.device import Array, Device
 from cupy_engine.kv_cache import KVCache
 from cupy_engine.layers import Attention, Embedding, Linear, LMHead, ResidualStream, RMSNorm, qkv_linear
-from cupy_engine.loader import Loader, WeightSource
+from cupy_engine.loader import Loader
 from cupy_engine.model_config import ModelConfig, RopeConfig
 from cupy_engine.ops.activation import gated_activation
 from cupy_engine.ops.rope import rope_table
+from cupy_engine.weights import WeightSource
 
 
 class LlamaAttention:
