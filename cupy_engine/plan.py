@@ -8,6 +8,8 @@ so that a steady decode step has almost nothing to say.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from cupy_engine.messages import TokenLogprobs
@@ -71,6 +73,13 @@ class StepPlan(msgspec.Struct):
         return sum(s.num_tokens for s in self.sequences)
 
 
+class StepError(msgspec.Struct, array_like=True):
+    """Why a step gave no token for a sequence: the caller's parameters left none ("invalid"), or it broke."""
+
+    message: str
+    kind: Literal["invalid", "internal"]
+
+
 class StepResult(msgspec.Struct):
     """What a step gave. Lists run over ``sequences`` and within each over its ``sample_slots``, flattened.
 
@@ -83,4 +92,4 @@ class StepResult(msgspec.Struct):
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None]
     prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
-    errors: dict[int, str] = {}
+    errors: dict[int, StepError] = {}

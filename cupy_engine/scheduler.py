@@ -329,8 +329,9 @@ class Scheduler:
             draws = [(sequence, *next(drawn)) for sequence in planned.drawing]
             for sequence in planned.drawing:
                 sequence.num_in_flight -= 1
-            if plan_index in result.errors and not first.is_finished:
-                outputs.append(self._fail(first.request, result.errors[plan_index], "internal"))
+            error = result.errors.get(plan_index)
+            if error is not None and not first.is_finished:
+                outputs.append(self._fail(first.request, error.message, error.kind))
             outputs.extend(self._take(*draw) for draw in draws if not draw[0].is_finished)
         return outputs
 

@@ -10,8 +10,8 @@ from cupy_engine.batch import Batch
 from cupy_engine.device import Array
 from cupy_engine.kv_cache import KVCache
 from cupy_engine.messages import TokenLogprobs
-from cupy_engine.plan import SlotSetup, StepPlan, StepResult
-from cupy_engine.sampler import Sampler
+from cupy_engine.plan import SlotSetup, StepError, StepPlan, StepResult
+from cupy_engine.sampler import NOTHING_ALLOWED, Sampler
 from cupy_engine.slot_table import SlotTable
 
 _PROMPT_LOGPROB_ROWS = 256  # logits rows at a time: [256, vocab] float32
@@ -70,7 +70,7 @@ class Worker:
         logits = self._model.compute_logits(hidden[batch.logits_rows])
         drawn = self._sampler.sample(logits, draws.rows, draws.slots, draws.positions)
         self._slots.set_last_tokens(draws.slots, drawn.token_ids)
-        errors = {int(draws.plan_indices[i]): message for i, message in drawn.errors.items()}
+        errors = {int(draws.plan_indices[i]): _step_error(message) for i, message in drawn.errors.items()}
         return StepResult(plan.step_id, drawn.token_ids.tolist(), drawn.logprobs, errors=errors)
 
     def _prompt_logprobs(self, plan: StepPlan, hidden: Array) -> dict[int, list[TokenLogprobs]]:
@@ -93,3 +93,7 @@ class Worker:
             logits = self._model.compute_logits(hidden[part])
             logprobs.extend(self._sampler.prompt_logprobs(logits, token_ids[part], num_top))
         return logprobs
+
+
+def _step_error(message: str) -> StepError:
+    return StepError(message, "invalid" if message == NOTHING_ALLOWED else "internal")
