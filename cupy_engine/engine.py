@@ -242,14 +242,14 @@ class Engine:
 
         is_shown = progress if progress is not None else len(collectors) >= _PROGRESS_FROM and sys.stderr.isatty()
         with tqdm(total=len(collectors), unit="prompt", disable=not is_shown) as bar:
-            num_left = len(collectors)
-            while num_left:
+            unfinished = set(collectors)
+            while unfinished:
                 output = arrived.get()
-                collector = collectors[output.request_id]
-                if not collector.finished:
+                if output.request_id in unfinished:
+                    collector = collectors[output.request_id]
                     self._collect(collector, output)
                     if collector.finished:
-                        num_left -= 1
+                        unfinished.remove(output.request_id)
                         bar.update()
 
     def _stream(self, request: GenerateRequest, prompt: str | list[int]) -> Iterator[CompletionDelta]:

@@ -84,8 +84,8 @@ class StepResult(msgspec.Struct):
     """What a step gave. Lists run over ``sequences`` and within each over its ``sample_slots``, flattened.
 
     ``logprobs[i]`` is ``None`` where the slot did not ask. ``prompt_logprobs``: by index into ``sequences`` for those
-    that asked: one entry per computed position whose next token is in the prompt. ``errors``: by the same index, why the
-    step failed for a sequence (non-finite logits, say).
+    that asked: one entry per computed position whose next token is in the prompt. ``errors``: by the same index, why a
+    sequence got no token (non-finite logits, say).
     """
 
     step_id: int

@@ -76,9 +76,10 @@ class SlotTable:
         return Batch(put(token_ids), put(positions), attention, put(logits_rows))
 
     def _token_ids(self, sequences: list[ScheduledSequence], slots: np.ndarray, query_start: np.ndarray) -> np.ndarray:
-        if not any(s.token_ids for s in sequences):  # every sequence continues with the token it drew last
-            return self._last_tokens[slots]
         token_ids = np.empty(query_start[-1], np.int32)
+        if not any(s.token_ids for s in sequences):  # every sequence continues with the token it drew last
+            token_ids[:] = self._last_tokens[slots]
+            return token_ids
         for i, s in enumerate(sequences):
             token_ids[query_start[i] : query_start[i + 1]] = s.token_ids or self._last_tokens[s.slot]
         return token_ids
