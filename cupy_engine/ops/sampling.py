@@ -127,7 +127,7 @@ def uniforms(seeds: Array, positions: Array) -> Array:
         seeds: [N] uint64.
         positions: [N] int64.
     Returns:
-        [N] float64 in [0, 1).
+        [N] float64 in [0, 1 - 2**-53].
     """
     counters = np.zeros((4, len(seeds)), np.uint64)
     counters[0], counters[1] = _low_and_high(positions.astype(np.uint64))
@@ -173,7 +173,7 @@ def draw(
         temperature: [N] float64, above 0.
         top_k: [N] int64; 0 or less keeps all.
         top_p, min_p: [N] float64; 1 and 0 keep all.
-        uniform: [N] float64 in [0, 1).
+        uniform: [N] float64 in [0, 1 - 2**-53].
     Returns:
         token ids [N] int32.
     """
@@ -198,10 +198,8 @@ def _draw_from(row: np.ndarray, temperature: float, top_k: int, top_p: float, mi
         _cut_to_nucleus(weights, exponents, top_p)
     kept = np.flatnonzero(weights > 0.0)
     cumulative = np.cumsum(weights[kept])
-    total = cumulative[-1]
-    # uniform < 1, yet the product can round up to the total, beyond which no token stands
-    target = min(uniform * total, np.nextafter(total, 0.0))
-    choice = kept[np.searchsorted(cumulative, target, side="right")]
+    # uniform is at most 1 - 2**-53, so the product stays below the total even when rounded: some token exceeds it
+    choice = kept[np.searchsorted(cumulative, uniform * cumulative[-1], side="right")]
     return int(choice if token_ids is None else token_ids[choice])
 
 

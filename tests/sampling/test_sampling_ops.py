@@ -45,7 +45,7 @@ def test_draw_is_the_definition(vocab_size, is_coarse):
         params = SamplingParams(
             temperature=float(rng.choice([0.1, 0.7, 1.0, 3.0])),
             top_k=int(rng.choice([0, 1, 2, 7, 50, 70, 2000])),
-            top_p=float(rng.choice([1.0, 0.95, 0.7, 0.31, 0.01])),
+            top_p=float(rng.choice([1.0, 0.995, 0.95, 0.7, 0.31, 0.01])),
             min_p=float(rng.choice([0.0, 0.0, 0.02, 0.4])),
         )
         weights = sampling_reference.kept_weights(logits.tolist(), params)
@@ -111,6 +111,7 @@ def test_the_draw_inverts_the_cumulative_distribution_in_vocabulary_order():
     logits = np.log([0.25, 0.5, 0.25])
     almost_one = 1 - 2**-53
     assert [draw_one(logits, u) for u in (0.0, 0.24, 0.26, 0.74, 0.76, almost_one)] == [0, 0, 1, 1, 2, 2]
+    assert [draw_one([0.0] * 4, u) for u in (0.0, 0.25, 0.5, 0.75, almost_one)] == [0, 1, 2, 3, 3]
 
 
 def test_a_token_without_probability_is_never_drawn():
