@@ -1,0 +1,27 @@
+"""The HTTP server in OpenAI's dialect, and the command line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+__all__ = ["create_api_server"]
+
+
+def create_api_server(model: str = "smollm2-135m", **options: Any) -> Flask:
+    """The server as a WSGI application, for gunicorn:
+
+        gunicorn -k gthread --threads 64 "cupy_engine.server:create_api_server(model='smollm2-135m')"
+
+    All workers of one gunicorn share one engine process. It loads the model while the workers start (``/health`` says
+    how far it is) and ends when gunicorn does.
+
+    Args:
+        model: built-in name, folder, ``.gguf`` file or hub id.
+        options: fields of :class:`cupy_engine.EngineConfig` and :class:`cupy_engine.server.server_config.ServerConfig`.
+    """
+    from .factory import build_app  # here, so that the command line starts fast
+
+    return build_app(model=model, **options)

@@ -1,0 +1,76 @@
+"""The Flask application: routes, keys, limits, and errors in one shape."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import uuid
+from typing import Any
+
+from flask import Flask, Response, g, request
+from werkzeug.exceptions import HTTPException
+
+from .api_errors import ApiError, ClientGoneError, to_api_error
+from .generation import Service
+from .openai_api import openai_blueprint
+from .operations import operations_blueprint
+
+logger = logging.getLogger(__name__)
+
+OPEN_PATHS = frozenset({"/health"})  # without a key; everything else needs one if keys are set
+CLIENT_CLOSED_REQUEST = 499
+
+
+def create_app(service: Service) -> Flask:
+    """The WSGI application of one worker."""
+    app = Flask("cupy_engine", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = service.config.max_body_bytes
+    app.before_request(lambda: _check_key(service.config.api_keys))
+    app.after_request(_name_request)
+    app.register_error_handler(ClientGoneError, lambda _: Response(status=CLIENT_CLOSED_REQUEST))
+    app.register_error_handler(HTTPException, _http_error)
+    app.register_error_handler(Exception, lambda error: to_api_error(error).response())
+    app.register_blueprint(openai_blueprint(service))
+    app.register_blueprint(operations_blueprint(service))
+    return app
+
+
+def _check_key(keys: tuple[str, ...]) -> None:
+    """Raises ApiError 401 unless the request has one of ``keys``; every key is compared, in constant time."""
+    if not keys or request.path in OPEN_PATHS:
+        return
+    scheme, _, sent = request.headers.get("Authorization", "").partition(" ")
+    sent = sent.strip() if scheme.lower() == "bearer" else ""
+    matching = [key for key in keys if hmac.compare_digest(key.encode(), sent.encode("utf-8", "surrogateescape"))]
+    if not matching:
+        message = "a valid API key is required: Authorization: Bearer KEY"
+        raise ApiError(401, message, code="invalid_api_key")
+    g.api_key = matching[0]
+
+
+def _name_request(response: Response) -> Response:
+    response.headers["X-Request-Id"] = g.get("answer_id") or uuid.uuid4().hex
+    return response
+
+
+def _http_error(error: Any) -> Response:
+    """What Flask and Werkzeug refuse by themselves, in our shape."""
+    status = error.code or 500
+    if status == 404:
+        api_error = ApiError(404, f"there is no {request.method} {_shown_path()}", code="not_found")
+    elif status == 405:
+        api_error = ApiError(405, f"{_shown_path()} does not take {request.method}", code="method_not_allowed")
+    elif status >= 500:
+        logger.error("unexpected HTTP error: %s", error)
+        api_error = ApiError(500, "an unexpected error; the server's log has the details", code="internal_error")
+    else:
+        api_error = ApiError(status, error.name.lower(), code="bad_request")
+    response = api_error.response()
+    if error.code == 405 and getattr(error, "valid_methods", None):
+        response.headers["Allow"] = ", ".join(error.valid_methods)
+    return response
+
+
+def _shown_path() -> str:
+    path = request.path
+    return path if len(path) <= 100 else path[:97] + "..."

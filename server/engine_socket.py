@@ -1,0 +1,70 @@
+"""The engine's end of the wire: commands in, replies out, once a step, without a thread in between."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import zmq
+
+from cupy_engine.messages import AbortRequest, Command, Reply, SequenceOutput
+
+from .wire import ENGINE_SOCKET, address, command_decoder, encode, recipient
+
+logger = logging.getLogger(__name__)
+
+MAX_UNREAD_MESSAGES = 10_000
+
+
+class EngineSocket:
+    """An Inbox for the core loop, and the way back.
+
+    A worker that has died, or reads nothing any more, is found out when a reply to it cannot be sent: its request is
+    aborted. ``turn_s`` is when the loop last came round (monotonic).
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], folder: Path) -> None:
+        self._socket = context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._socket.setsockopt(zmq.SNDHWM, MAX_UNREAD_MESSAGES)
+        self._socket.setsockopt(zmq.RCVHWM, 0)
+        self._socket.setsockopt(zmq.LINGER, 1000)
+        self._socket.bind(address(folder, ENGINE_SOCKET))
+        self._orphans: list[Command] = []
+        self.turn_s = time.monotonic()
+
+    def receive(self, timeout_s: float | None) -> list[Command]:
+        """All commands that have come; waits up to ``timeout_s`` for the first (0: not at all, ``None``: for ever)."""
+        self.turn_s = time.monotonic()
+        commands, self._orphans = self._orphans, []
+        if not commands and timeout_s != 0:
+            self._socket.poll(None if timeout_s is None else int(timeout_s * 1000) + 1)
+            self.turn_s = time.monotonic()
+        while True:
+            try:
+                _, payload = self._socket.recv_multipart(zmq.DONTWAIT)
+                commands.append(command_decoder.decode(payload))
+            except zmq.Again:
+                return commands
+            except (ValueError, msgspec.DecodeError) as error:
+                logger.error("unreadable command dropped: %s", error)
+
+    def deliver(self, replies: Sequence[Reply]) -> None:
+        """Send each worker its replies, in one message."""
+        by_worker: dict[bytes, list[Reply]] = defaultdict(list)
+        for reply in replies:
+            by_worker[recipient(reply)].append(reply)
+        for worker, mail in by_worker.items():
+            try:
+                self._socket.send_multipart((worker, encode(mail)), zmq.DONTWAIT)
+            except zmq.ZMQError as error:
+                logger.warning("worker %s is gone (%s): its requests are aborted", worker.decode(), error)
+                ids = {reply.request_id for reply in mail if isinstance(reply, SequenceOutput)}
+                self._orphans.extend(AbortRequest(request_id=request_id) for request_id in ids)
+
+    def close(self) -> None:
+        self._socket.close()

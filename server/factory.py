@@ -1,0 +1,68 @@
+"""From options to a running server's WSGI application."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from flask import Flask
+
+from cupy_engine.config import EngineConfig
+from cupy_engine.errors import EngineError
+from cupy_engine.frontend import FrontEnd
+
+from .app import create_app
+from .client_watcher import ClientWatcher
+from .engine_client import EngineClient
+from .engine_launcher import EngineProcess, ensure_engine
+from .generation import Service
+from .logs import configure_logging
+from .server_config import ServerConfig, split_options
+from .wire import EngineStatus
+
+
+def build_app(**options: object) -> Flask:
+    """What :func:`cupy_engine.server.create_api_server` returns.
+
+    Raises:
+        gunicorn.errors.AppImportError: a bad option or model; gunicorn prints it as one line and ends.
+    """
+    configure_logging()
+    try:
+        engine_config, config = split_options(options)
+        engine = ensure_engine(engine_config, server_pid(), config.drain_timeout_s)
+        return assemble(engine_config, config, engine)
+    except EngineError as error:
+        from gunicorn.errors import AppImportError
+
+        raise AppImportError(f"error: {error}") from None
+
+
+def assemble(engine_config: EngineConfig, config: ServerConfig, engine: EngineProcess) -> Flask:
+    """An application over an engine process. ``app.extensions["engine_client"]`` is its client.
+
+    Raises:
+        ModelLoadError: tokenizer, template or configuration of the model cannot be loaded.
+    """
+    front_end = FrontEnd.from_config(engine_config)
+
+    def adopt_limits(status: EngineStatus) -> None:
+        front_end.max_model_len = status.max_model_len
+
+    client = EngineClient(engine.folder, stall_timeout_s=config.stall_timeout_s)
+    client.on_ready.append(adopt_limits)
+    app = create_app(Service(front_end, client, ClientWatcher(), engine_config, config))
+    app.extensions["engine_client"] = client
+    app.extensions["engine_process"] = engine
+    return app
+
+
+def server_pid() -> int:
+    """The main process of the server that loads this application.
+
+    In a gunicorn worker that is gunicorn's master; elsewhere (``--preload``, another server) this very process.
+    """
+    from gunicorn.workers.base import Worker
+
+    worker = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    return worker.ppid if isinstance(worker, Worker) else os.getpid()

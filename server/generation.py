@@ -1,0 +1,177 @@
+"""The engine's side of one HTTP request: its prompts run to their ends, or are aborted together."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cupy_engine.collector import RequestCollector
+from cupy_engine.config import EngineConfig
+from cupy_engine.errors import DeadlineExceededError
+from cupy_engine.frontend import FrontEnd
+from cupy_engine.messages import AbortRequest, GenerateRequest, SequenceOutput
+from cupy_engine.outputs import CompletionDelta, RequestOutput
+
+from .api_errors import ClientGoneError
+from .client_watcher import ClientWatcher
+from .engine_client import EngineClient
+from .logs import line
+from .server_config import ServerConfig
+
+logger = logging.getLogger(__name__)
+
+DEADLINE_GRACE_S = 2.0  # for the engine to report an expired deadline itself
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What every request handler needs."""
+
+    front_end: FrontEnd
+    client: EngineClient
+    watcher: ClientWatcher
+    engine_config: EngineConfig
+    config: ServerConfig
+
+
+@dataclass(frozen=True, slots=True)
+class PromptDelta:
+    """What arrived for the prompt with this number."""
+
+    prompt_index: int
+    delta: CompletionDelta
+
+
+class Generation:
+    """Live requests, one per prompt, that share a mailbox and a fate.
+
+    Args:
+        name: for the log.
+        requests: from :meth:`FrontEnd.make_request`.
+        prompts: their texts, ``None`` where token ids were given.
+        connection: the client's; when it is closed, everything is aborted.
+
+    Raises:
+        EngineDeadError: the engine takes no requests.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        name: str,
+        requests: Sequence[GenerateRequest],
+        prompts: Sequence[str | None],
+        connection: socket.socket | None,
+    ) -> None:
+        self._service = service
+        self._name = name
+        self._requests = requests
+        self._index = {request.request_id: index for index, request in enumerate(requests)}
+        self._collectors: list[RequestCollector] = [
+            service.front_end.collector(request, prompt) for request, prompt in zip(requests, prompts, strict=True)
+        ]
+        self._start_s = time.monotonic()
+        self._deadline_s = max(request.deadline_s or float("inf") for request in requests) + DEADLINE_GRACE_S
+        self._outcome = "aborted"
+        self._is_open = True
+        self.connection = connection
+        self._mailbox = service.client.submit(requests)
+        if connection is not None:
+            service.watcher.watch(connection, lambda: self._mailbox.put(ClientGoneError()))
+
+    @property
+    def finished(self) -> bool:
+        return all(collector.finished for collector in self._collectors)
+
+    def receive(self, timeout_s: float | None = None) -> list[PromptDelta]:
+        """Wait for what comes next and return all of it; empty when ``timeout_s`` has passed.
+
+        Raises:
+            EngineError: one of the requests failed; the subclass says how.
+            ClientGoneError: the client has hung up.
+        """
+        try:
+            return self._receive(timeout_s)
+        except Exception as error:
+            self._outcome = type(error).__name__
+            raise
+
+    def run(self) -> list[RequestOutput]:
+        """Wait for the end; raises as :meth:`receive` does."""
+        while not self.finished:
+            self.receive()
+        return self.results()
+
+    def result(self, prompt_index: int) -> RequestOutput:
+        """A prompt's result, as far as it has come."""
+        return self._collectors[prompt_index].result()
+
+    def results(self) -> list[RequestOutput]:
+        """One per prompt."""
+        return [collector.result() for collector in self._collectors]
+
+    def close(self) -> None:
+        """Abort what has not finished. Must be called; a second call does nothing."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        if self.connection is not None:
+            self._service.watcher.forget(self.connection)
+        live: list[str] = []
+        done: list[str] = []
+        for request, collector in zip(self._requests, self._collectors, strict=True):
+            (done if collector.finished else live).append(request.request_id)
+        self._service.client.forget(done)
+        if live:
+            self._service.client.abort(live)
+        self._log()
+
+    def _receive(self, timeout_s: float | None) -> list[PromptDelta]:
+        left_s = self._deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise DeadlineExceededError("the request did not finish in time")
+        wait_s = left_s if timeout_s is None else min(timeout_s, left_s)
+        deltas: list[PromptDelta] = []
+        try:
+            mail = self._mailbox.get(timeout=wait_s)
+            while True:
+                if isinstance(mail, Exception):
+                    raise mail
+                for output in mail:
+                    deltas += self._collect(output)
+                mail = self._mailbox.get_nowait()
+        except queue.Empty:
+            return deltas
+
+    def _collect(self, output: SequenceOutput) -> list[PromptDelta]:
+        index = self._index[output.request_id]
+        collector = self._collectors[index]
+        deltas = [PromptDelta(index, delta) for delta in collector.add(output)]
+        aborts: list[AbortRequest] = collector.take_aborts()
+        if aborts:
+            self._service.client.send(aborts)
+        return deltas
+
+    def _log(self) -> None:
+        if not self._service.config.log_requests:
+            return
+        results = self.results()
+        reasons = {str(output.finish_reason) for result in results for output in result.outputs}
+        first_s = min((r.metrics.ttft_s for r in results if r.metrics.ttft_s is not None), default=None)
+        logger.info(
+            line(
+                "request",
+                id=self._name,
+                prompts=len(results),
+                prompt_tokens=sum(len(result.prompt_token_ids) for result in results),
+                cached_tokens=sum(result.num_cached_tokens for result in results),
+                output_tokens=sum(len(output.token_ids) for result in results for output in result.outputs),
+                finish=",".join(sorted(reasons)) if self.finished else self._outcome,
+                ttft_ms="-" if first_s is None else first_s * 1000,
+                total_ms=(time.monotonic() - self._start_s) * 1000,
+            )
+        )

@@ -1,0 +1,14 @@
+"""Settings of gunicorn that suit this server; ``cupy-engine serve`` starts from them, and so can you:
+
+gunicorn -c python:cupy_engine.server.gunicorn_conf -w 2 "cupy_engine.server:create_api_server()"
+"""
+
+from __future__ import annotations
+
+worker_class = "gthread"
+threads = 256  # per worker: one per live request; idle ones cost nothing
+worker_connections = 1256  # threads and kept-alive connections
+keepalive = 30
+timeout = 120  # seconds in which a worker must boot: the first start may fetch the model
+graceful_timeout = 33
+control_socket_disable = True  # no second socket beside HTTP

@@ -1,0 +1,101 @@
+"""What can be chosen about the HTTP side: limits, keys, times."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from cupy_engine import sampling_params as limits
+from cupy_engine.config import EngineConfig
+from cupy_engine.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """Options of the HTTP server, apart from where it listens.
+
+    Args:
+        api_keys: keys of which a client must send one (``Authorization: Bearer KEY``); none means no check.
+        strict: refuse unknown request fields instead of ignoring them with a warning header.
+        request_timeout_s: longest time for one request; its own ``timeout_s`` may be shorter.
+        drain_timeout_s: time for running requests to finish when the server is asked to end.
+        keep_alive_comment_s: a stream that waits longer than this gets a comment line.
+        client_write_timeout_s: a client that takes no bytes for this long counts as gone.
+        stall_timeout_s: an engine whose loop has not come round for this long is unhealthy.
+        max_body_bytes: largest request body.
+        max_prompts: most prompts in one request.
+        max_n: largest ``n`` and ``best_of``.
+        max_logprobs: largest ``logprobs``, ``top_logprobs`` and ``prompt_logprobs``.
+        max_stop_strings: most stop strings.
+        max_stop_string_chars: longest stop string.
+        max_bad_words: most bad words.
+        max_logit_bias: most entries of ``logit_bias``.
+        log_requests: log one line for each request (never its text).
+
+    Raises:
+        ConfigError: a bad value; ``field`` names it.
+    """
+
+    api_keys: tuple[str, ...] = ()
+    strict: bool = False
+    request_timeout_s: float = 600.0
+    drain_timeout_s: float = 30.0
+    keep_alive_comment_s: float = 15.0
+    client_write_timeout_s: float = 30.0
+    stall_timeout_s: float = 60.0
+    max_body_bytes: int = 4 << 20
+    max_prompts: int = 256
+    max_n: int = limits.MAX_N
+    max_logprobs: int = limits.MAX_LOGPROBS
+    max_stop_strings: int = limits.MAX_STOP_STRINGS
+    max_stop_string_chars: int = limits.MAX_STOP_STRING_CHARS
+    max_bad_words: int = limits.MAX_BAD_WORDS
+    max_logit_bias: int = limits.MAX_LOGIT_BIAS
+    log_requests: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "api_keys", _checked_keys(self.api_keys))
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+                raise ConfigError(name, f"must be between {low:g} and {high:g}, got {value!r}")
+
+
+def _checked_keys(keys: Any) -> tuple[str, ...]:
+    """Keys as a tuple; one key may be given as a string."""
+    keys = (keys,) if isinstance(keys, str) else tuple(keys)
+    for key in keys:
+        if not isinstance(key, str) or not key or not key.isascii() or not key.isprintable():
+            raise ConfigError("api_keys", "a key must be a non-empty text of printable ASCII characters")
+    return keys
+
+
+_DAY_S = 86400.0
+_RANGES: dict[str, tuple[float, float]] = {
+    "request_timeout_s": (0.001, _DAY_S),
+    "drain_timeout_s": (0, _DAY_S),
+    "keep_alive_comment_s": (0.01, _DAY_S),
+    "client_write_timeout_s": (0.01, _DAY_S),
+    "stall_timeout_s": (0.1, _DAY_S),
+    "max_body_bytes": (1, 1 << 30),
+    "max_prompts": (1, 1 << 16),
+    "max_n": (1, limits.MAX_N),
+    "max_logprobs": (0, limits.MAX_LOGPROBS),
+    "max_stop_strings": (0, limits.MAX_STOP_STRINGS),
+    "max_stop_string_chars": (1, limits.MAX_STOP_STRING_CHARS),
+    "max_bad_words": (0, limits.MAX_BAD_WORDS),
+    "max_logit_bias": (0, limits.MAX_LOGIT_BIAS),
+}
+
+
+def split_options(options: dict[str, Any]) -> tuple[EngineConfig, ServerConfig]:
+    """Sort options into those of the engine and those of the server.
+
+    Raises:
+        ConfigError: an option that neither has.
+    """
+    server_names = {field.name for field in dataclasses.fields(ServerConfig)}
+    server = {name: value for name, value in options.items() if name in server_names}
+    engine = {name: value for name, value in options.items() if name not in server_names}
+    return EngineConfig.from_dict(engine), ServerConfig(**server)

@@ -1,0 +1,169 @@
+"""Answers as server-sent events: chunks in OpenAI's shape, comments while nothing comes, errors as events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import msgspec
+
+from cupy_engine.outputs import CompletionDelta, RequestOutput, TokenLogprob
+
+from .api_errors import ClientGoneError, to_api_error
+from .client_watcher import wait_writable
+from .generation import Generation, PromptDelta
+from .logprob_format import Json, chat_logprobs, completion_logprobs
+from .responses import AnswerOptions, Envelope, usage
+from .server_config import ServerConfig
+
+KEEP_ALIVE = b": keep-alive\n\n"
+DONE = b"data: [DONE]\n\n"
+
+
+def event(body: Json) -> bytes:
+    return b"data: " + msgspec.json.encode(body) + b"\n\n"
+
+
+class Chunks(Protocol):
+    """Makes the chunks of one answer."""
+
+    def of(self, arrived: PromptDelta, generation: Generation) -> list[Json]:
+        """The chunks that a delta becomes; none if it says nothing yet."""
+
+    def usage(self, results: Sequence[RequestOutput]) -> Json | None:
+        """The last chunk, if the client wants one."""
+
+
+def event_stream(
+    generation: Generation, first: list[PromptDelta], chunks: Chunks, config: ServerConfig
+) -> Iterator[bytes]:
+    """Everything a streaming client receives.
+
+    Args:
+        generation: aborted by its owner when the stream is closed.
+        first: what has arrived already.
+    """
+    try:
+        arrived = first
+        while True:
+            events = [event(chunk) for each in arrived for chunk in chunks.of(each, generation)]
+            if events or not arrived:
+                _require_reader(generation, config)
+                yield b"".join(events) or KEEP_ALIVE
+            if generation.finished:
+                break
+            arrived = generation.receive(config.keep_alive_comment_s)
+        last = chunks.usage(generation.results())
+        yield (event(last) if last else b"") + DONE
+    except ClientGoneError:
+        return
+    except Exception as error:
+        yield event(to_api_error(error).body()) + DONE
+
+
+def _require_reader(generation: Generation, config: ServerConfig) -> None:
+    connection = generation.connection
+    if connection is not None and not wait_writable(connection, config.client_write_timeout_s):
+        raise ClientGoneError
+
+
+class _ChunksBase:
+    def __init__(self, envelope: Envelope, options: AnswerOptions, num_choices: int, *, include_usage: bool) -> None:
+        self._envelope = envelope
+        self._options = options
+        self._num_choices = num_choices
+        self._include_usage = include_usage
+        self._begun: set[int] = set()
+        self._lengths: dict[int, int] = {}
+
+    def usage(self, results: Sequence[RequestOutput]) -> Json | None:
+        if not self._include_usage:
+            return None
+        return self._envelope.wrap([], usage=usage(results, is_prompt_only=self._options.is_prompt_only))
+
+    def _wrap(self, choice: Json, **more: object) -> Json:
+        if self._include_usage:
+            more["usage"] = None
+        return self._envelope.wrap([choice], **more)
+
+    def _begins(self, choice_index: int) -> bool:
+        """Whether this is the first delta of a choice."""
+        is_first = choice_index not in self._begun
+        self._begun.add(choice_index)
+        return is_first
+
+    def _is_silent(self, delta: CompletionDelta) -> bool:
+        """Whether a delta has nothing to say: half a character, or what may become a stop string."""
+        is_empty = not delta.text and not delta.logprobs and delta.finish_reason is None
+        return is_empty and not self._options.return_token_ids
+
+
+class CompletionChunks(_ChunksBase):
+    """Chunks of ``POST /v1/completions``: choice ``prompt_index * n + index``, the first with the echoed prompt."""
+
+    def of(self, arrived: PromptDelta, generation: Generation) -> list[Json]:
+        delta = arrived.delta
+        index = arrived.prompt_index * self._num_choices + delta.index
+        if self._begins(index):
+            return [self._wrap(self._first_choice(index, arrived, generation.result(arrived.prompt_index)))]
+        if self._is_silent(delta):
+            return []
+        return [self._wrap(self._choice(index, delta, delta.text, delta.logprobs))]
+
+    def _first_choice(self, index: int, arrived: PromptDelta, result: RequestOutput) -> Json:
+        delta, echo = arrived.delta, self._options.echo(arrived.prompt_index)
+        text, entries = delta.text, delta.logprobs
+        if self._options.is_prompt_only:  # then this delta is the only one
+            text, entries = "", None if entries is None else []
+        if entries is not None and self._options.echoes:
+            entries = [*(result.prompt_logprobs or ()), *entries]
+        choice = self._choice(index, delta, echo.text + text, entries, echo.first_token)
+        if self._options.return_token_ids:
+            choice["prompt_token_ids"] = result.prompt_token_ids
+        return choice
+
+    def _choice(
+        self,
+        index: int,
+        delta: CompletionDelta,
+        text: str,
+        entries: Sequence[TokenLogprob | None] | None,
+        first_token: str = "",
+    ) -> Json:
+        offset = self._lengths.get(index, 0)
+        self._lengths[index] = offset + len(text)
+        choice: Json = {
+            "index": index,
+            "text": text,
+            "logprobs": None if entries is None else completion_logprobs(entries, first_token, offset),
+            "finish_reason": delta.finish_reason,
+            "stop_reason": delta.stop_reason,
+        }
+        if self._options.return_token_ids:
+            choice["token_ids"] = delta.token_ids
+        return choice
+
+
+class ChatChunks(_ChunksBase):
+    """Chunks of ``POST /v1/chat/completions``: each choice opens with its role."""
+
+    def of(self, arrived: PromptDelta, generation: Generation) -> list[Json]:
+        delta = arrived.delta
+        opening = [self._opening(delta.index, generation.result(0))] if self._begins(delta.index) else []
+        if self._is_silent(delta):
+            return opening
+        choice: Json = {
+            "index": delta.index,
+            "delta": {"content": delta.text} if delta.text else {},
+            "logprobs": None if delta.logprobs is None else chat_logprobs(delta.logprobs),
+            "finish_reason": delta.finish_reason,
+            "stop_reason": delta.stop_reason,
+        }
+        if self._options.return_token_ids:
+            choice["token_ids"] = delta.token_ids
+        return [*opening, self._wrap(choice)]
+
+    def _opening(self, index: int, result: RequestOutput) -> Json:
+        delta = {"role": "assistant", "content": self._options.echo(0).text}
+        more = {"prompt_token_ids": result.prompt_token_ids} if self._options.return_token_ids else {}
+        return self._wrap({"index": index, "delta": delta, "logprobs": None, "finish_reason": None}, **more)
