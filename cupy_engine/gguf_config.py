@@ -147,9 +147,11 @@ def _llama3_scaling(gguf: GGUFFile, theta: float, rotary_dim: int) -> dict[str, 
         )
     divisors = np.fromfile(gguf.path, "<f4", tensor.shape[0], offset=tensor.offset)
     low, high, original, factor = 1.0, 4.0, 8192, float(divisors[-1])
-    wavelengths = 2 * np.pi * theta ** (np.arange(0, rotary_dim, 2) / rotary_dim)
-    smooth = np.clip((original / wavelengths - low) / (high - low), 0, 1)
-    if not factor >= 1 or not np.allclose(divisors, 1 / ((1 - smooth) / factor + smooth), rtol=1e-3):
+    with np.errstate(all="ignore"):
+        wavelengths = 2 * np.pi * theta ** (np.arange(0, rotary_dim, 2) / rotary_dim)
+        smooth = np.clip((original / wavelengths - low) / (high - low), 0, 1)
+        expected = 1 / ((1 - smooth) / factor + smooth)
+    if not (1 <= factor < np.inf) or not np.allclose(divisors, expected, rtol=1e-3):
         raise ModelLoadError("holds frequency factors other than Llama 3's", file=gguf.path, tensor=ROPE_FACTORS)
     return {
         "factor": factor,

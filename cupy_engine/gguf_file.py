@@ -233,7 +233,7 @@ class _Reader:
 
     def _string(self, what: str) -> str:
         try:
-            return self._bytes(self._count(what, 1), what).decode()
+            return self._bytes(self._u64(what), what).decode()
         except UnicodeDecodeError as error:
             raise self._error(f"{what!r} is not UTF-8") from error
 

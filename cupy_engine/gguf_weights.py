@@ -22,7 +22,7 @@ from cupy_engine.weights import check_shape
 
 _MAX_AHEAD_BYTES = 256 << 20
 _MAX_THREADS = 4
-_CHUNK_BYTES = 4096  # the library works on 16 such chunks at a time: their float32 values stay in the L2 cache
+_SLAB_BYTES = 128 << 10
 _STORED_DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
 _LLAMA_NAMES = {
@@ -151,21 +151,21 @@ def _float32_bytes(tensor: GGUFTensor) -> int:
 
 
 def _dequantize(raw: np.ndarray, tensor: GGUFTensor) -> np.ndarray:
-    """Bytes of whole blocks → their values, 1-D. Unquantized types are views in their own dtype.
+    """Bytes of whole blocks → their values, 1-D. Types that are not quantized stay views in their own dtype.
 
-    The library takes 16 rows per pass, far too few bytes for short rows: blocks are independent, so we cut rows anew.
+    In slabs, because the library makes several arrays of a tensor's size on the way: slabs stay in the cache.
     """
     if tensor.type_name in _STORED_DTYPES:
         return raw.view(_STORED_DTYPES[tensor.type_name])
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
-    num_blocks = raw.size // tensor.block_bytes
-    blocks_per_row = max(1, _CHUNK_BYTES // tensor.block_bytes)
-    while num_blocks % blocks_per_row:
-        blocks_per_row -= 1
-    with np.errstate(all="ignore"):  # a scale may be infinite; that is for the model's output checks to find
-        values: np.ndarray = dequantize(
-            raw.reshape(-1, blocks_per_row * tensor.block_bytes), GGMLQuantizationType[tensor.type_name]
-        )
+    quantization = GGMLQuantizationType[tensor.type_name]
+    blocks = raw.reshape(-1, tensor.block_bytes)
+    values = np.empty((len(blocks), tensor.block_elements), np.float32)
+    slab = max(1, _SLAB_BYTES // tensor.block_bytes)
+    with np.errstate(all="ignore"):  # a damaged file may have infinite scales
+        for start in range(0, len(blocks), slab):
+            rows = slice(start, start + slab)
+            values[rows] = dequantize(blocks[rows].reshape(1, -1), quantization).reshape(-1, tensor.block_elements)
     return values.reshape(-1)

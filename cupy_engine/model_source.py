@@ -77,7 +77,7 @@ def resolve_model(model: str | Path, *, offline: bool = False, progress: bool = 
     if name in _BUILT_IN:
         return ModelFiles(name, gguf=_BUILT_IN[name].fetch(offline=offline, progress=progress))
     path = Path(model).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return ModelFiles(path.resolve().name, folder=path)
     if path.is_file():
         return _single_file(path)

