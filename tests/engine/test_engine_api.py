@@ -25,8 +25,8 @@ QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 
 @pytest.fixture(scope="module")
-def engine(default_model: str) -> Iterator[Engine]:
-    with Engine(model=default_model, max_num_seqs=32) as engine:
+def engine(default_model_name: str) -> Iterator[Engine]:
+    with Engine(model=default_model_name, max_num_seqs=32) as engine:
         yield engine
 
 
@@ -61,10 +61,11 @@ def test_chat(engine: Engine) -> None:
 
 
 def test_many_conversations_keep_their_order(engine: Engine) -> None:
-    countries = ["France", "Italy", "France"]
-    many = [[{"role": "user", "content": f"What is the capital of {c}?"}] for c in countries]
-    outputs = engine.chat(many, GREEDY)
-    assert [("Paris" in o.text, "Rome" in o.text) for o in outputs] == [(True, False), (False, True), (True, False)]
+    topics = ["France", "the sea", "France", "cats"]
+    many = [[{"role": "user", "content": f"Write one line about {topic}."}] for topic in topics]
+    alone = [engine.chat(messages, GREEDY)[0].text for messages in many]
+    assert [o.text for o in engine.chat(many, GREEDY)] == alone
+    assert len(set(alone)) == 3
 
 
 def test_stream_is_generate_in_pieces(engine: Engine) -> None:
@@ -171,9 +172,7 @@ def test_async_requests_run_together(engine: Engine) -> None:
 
 def test_cancelling_an_async_request_aborts_it(engine: Engine) -> None:
     async def cancel() -> None:
-        task = asyncio.create_task(
-            engine.generate_async("Once", SamplingParams(max_tokens=None, ignore_eos=True))
-        )
+        task = asyncio.create_task(engine.generate_async("Once", SamplingParams(max_tokens=None, ignore_eos=True)))
         await asyncio.sleep(0.1)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -227,23 +226,23 @@ def test_params_must_match_prompts(engine: Engine) -> None:
         engine.generate(["a"], [GREEDY, GREEDY])
 
 
-def test_more_sequences_than_seats(engine: Engine, default_model: str) -> None:
-    with Engine(model=default_model, max_num_seqs=2, num_kv_blocks=16) as small:
+def test_more_sequences_than_seats(engine: Engine, default_model_name: str) -> None:
+    with Engine(model=default_model_name, max_num_seqs=2, num_kv_blocks=16) as small:
         with pytest.raises(InvalidRequestError, match="max_num_seqs = 2"):
             small.generate("x", SamplingParams(n=3))
         [output] = small.generate("x", SamplingParams(n=2, seed=1, max_tokens=2))
         assert len(output.outputs) == 2
 
 
-def test_context_length_ends_generation(default_model: str, engine: Engine) -> None:
-    with Engine(model=default_model, max_model_len=20) as small:
+def test_context_length_ends_generation(default_model_name: str, engine: Engine) -> None:
+    with Engine(model=default_model_name, max_model_len=20) as small:
         [output] = small.generate("Once upon a time", SamplingParams(max_tokens=None, ignore_eos=True))
     assert len(output.prompt_token_ids) + len(output.token_ids) == 20
     assert output.finish_reason == "length"
 
 
-def test_closed_engine_says_so(default_model: str, engine: Engine) -> None:
-    small = Engine(model=default_model, num_kv_blocks=8)
+def test_closed_engine_says_so(default_model_name: str, engine: Engine) -> None:
+    small = Engine(model=default_model_name, num_kv_blocks=8)
     stream = small.stream("Once", SamplingParams(max_tokens=None, ignore_eos=True))
     next(stream)
     small.close()
@@ -269,9 +268,9 @@ def test_closed_engine_says_so(default_model: str, engine: Engine) -> None:
         ({"scheduling_policy": "lifo"}, "scheduling_policy"),
     ],
 )
-def test_bad_options_name_the_field(default_model: str, options: dict[str, object], field: str) -> None:
+def test_bad_options_name_the_field(default_model_name: str, options: dict[str, object], field: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        Engine(model=default_model, **options)
+        Engine(model=default_model_name, **options)
     assert caught.value.field == field
 
 

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from golden_data import greedy_prompts
 
 from cupy_engine import Engine, RequestOutput, SamplingParams
-from tests.conftest import GOLDEN
 
-CASES: list[dict[str, Any]] = json.loads((GOLDEN / "smollm2_greedy.json").read_text())
+CASES = greedy_prompts()
 TOLERANCE = 2e-3
 
 
-def greedy(case: dict[str, Any], **options: Any) -> SamplingParams:
+def greedy(**options: Any) -> SamplingParams:
     return SamplingParams(temperature=0.0, max_tokens=48, stop_token_ids=[0], **options)
 
 
-def generated_ids(case: dict[str, Any]) -> list[int]:
-    """The golden tokens and, where generation ended early, whichever end token is allowed to follow."""
-    ids: list[int] = case["greedy_token_ids"]
-    return ids
-
-
 def check_tokens(case: dict[str, Any], output: RequestOutput) -> None:
-    expected = generated_ids(case)
+    expected = case["greedy_token_ids"]
     assert output.token_ids[: len(expected)] == expected, case["name"]
     assert output.token_ids[len(expected) :] in ([], [0], [2]), case["name"]
     assert output.text == case["greedy_text"], case["name"]
@@ -34,8 +27,8 @@ def check_tokens(case: dict[str, Any], output: RequestOutput) -> None:
 
 
 @pytest.fixture(scope="module", params=[8192, 512, 16], ids=lambda n: f"{n}-tokens-a-step")
-def engine(request: pytest.FixtureRequest, default_model: str) -> Iterator[Engine]:
-    with Engine(model=default_model, max_num_batched_tokens=request.param) as engine:
+def engine(request: pytest.FixtureRequest, default_model_name: str) -> Iterator[Engine]:
+    with Engine(model=default_model_name, max_num_batched_tokens=request.param) as engine:
         yield engine
 
 
@@ -48,7 +41,7 @@ def test_tokenizer_agrees(engine: Engine) -> None:
 
 def test_greedy_tokens_and_logprobs(engine: Engine) -> None:
     prompts = [{"prompt_token_ids": case["prompt_token_ids"]} for case in CASES]
-    params = [greedy(case, logprobs=5, prompt_logprobs=0) for case in CASES]
+    params = greedy(logprobs=5, prompt_logprobs=0)
     for case, output in zip(CASES, engine.generate(prompts, params), strict=True):
         check_tokens(case, output)
         assert output.logprobs is not None
@@ -63,35 +56,35 @@ def test_greedy_tokens_and_logprobs(engine: Engine) -> None:
 
 def test_warm_prefix_cache_changes_nothing(engine: Engine) -> None:
     prompts = [{"prompt_token_ids": case["prompt_token_ids"]} for case in CASES]
-    engine.generate(prompts, [greedy(case) for case in CASES])
-    outputs = engine.generate(prompts, [greedy(case) for case in CASES])
+    engine.generate(prompts, greedy())
+    outputs = engine.generate(prompts, greedy())
     for case, output in zip(CASES, outputs, strict=True):
         check_tokens(case, output)
         assert output.num_cached_tokens == (len(case["prompt_token_ids"]) - 1) // 16 * 16
 
 
-def test_one_at_a_time_without_prefix_cache(default_model: str) -> None:
-    with Engine(model=default_model, enable_prefix_caching=False) as engine:
+def test_one_at_a_time_without_prefix_cache(default_model_name: str) -> None:
+    with Engine(model=default_model_name, enable_prefix_caching=False) as engine:
         for case in CASES:
-            [output] = engine.generate({"prompt_token_ids": case["prompt_token_ids"]}, greedy(case))
+            [output] = engine.generate({"prompt_token_ids": case["prompt_token_ids"]}, greedy())
             check_tokens(case, output)
             assert output.num_cached_tokens == 0
 
 
 @pytest.mark.parametrize("mode", ["recompute", "swap"])
 @pytest.mark.parametrize("steps_in_flight", [1, 2])
-def test_preemption_changes_nothing(default_model: str, mode: str, steps_in_flight: int) -> None:
+def test_preemption_changes_nothing(default_model_name: str, mode: str, steps_in_flight: int) -> None:
     """The longest request comes first and leaves 17 blocks, so the others push each other out as they grow."""
     cases = sorted(CASES, key=lambda case: -len(case["prompt_token_ids"]))
     with Engine(
-        model=default_model,
+        model=default_model_name,
         num_kv_blocks=100,
         preemption_mode=mode,
         max_steps_in_flight=steps_in_flight,
         enable_prefix_caching=False,
     ) as engine:
         prompts = [{"prompt_token_ids": case["prompt_token_ids"]} for case in cases]
-        outputs = engine.generate(prompts, [greedy(case) for case in cases])
+        outputs = engine.generate(prompts, greedy())
         stats = engine.stats()
     for case, output in zip(cases, outputs, strict=True):
         check_tokens(case, output)
