@@ -1,12 +1,13 @@
 """The packed arrays of one step, as models and ops see them.
 
-    tokens of all scheduled sequences, back to back:   [ seq 0 …… | seq 1 | seq 2 … ]      num_tokens = T
-    query_start                                          0          a       a+1     T      [S + 1]
+tokens of all scheduled sequences, back to back:   [ seq 0 …… | seq 1 | seq 2 … ]      num_tokens = T
+query_start                                          0          a       a+1     T      [S + 1]
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,7 @@ class AttentionMetadata:
     max_context_len: int
     host_query_lens: np.ndarray  # [S] int32 on the host
     host_context_lens: np.ndarray  # [S] int32 on the host
+    host_plans: dict[int | None, Any] = field(default_factory=dict)  # by sliding window: the NumPy op's preparations
 
 
 @dataclass(slots=True)

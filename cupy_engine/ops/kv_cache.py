@@ -5,8 +5,6 @@ A cache is [num_blocks, block_size, Hkv, D]; slot ``s`` is row ``s % block_size`
 
 from __future__ import annotations
 
-import numpy as np
-
 from cupy_engine.device import Array
 
 
@@ -18,8 +16,12 @@ def write_kv(k: Array, v: Array, k_cache: Array, v_cache: Array, slot_mapping: A
         k_cache, v_cache: [num_blocks, block_size, Hkv, D], written in place.
         slot_mapping: [T] int32; a negative slot marks a padding row that is not stored.
     """
-    _write_rows(k, k_cache, slot_mapping)
-    _write_rows(v, v_cache, slot_mapping)
+    if slot_mapping.size and slot_mapping.min() < 0:
+        is_token = slot_mapping >= 0
+        k, v, slot_mapping = k[is_token], v[is_token], slot_mapping[is_token]
+    row_shape = k_cache.shape[2:]
+    k_cache.reshape(-1, *row_shape)[slot_mapping] = k
+    v_cache.reshape(-1, *row_shape)[slot_mapping] = v
 
 
 def copy_blocks(source: Array, destination: Array, pairs: Array) -> None:
@@ -33,10 +35,3 @@ def copy_blocks(source: Array, destination: Array, pairs: Array) -> None:
         pairs: [n, 2] int32 block ids (from, to) on the host.
     """
     destination[:, :, pairs[:, 1]] = source[:, :, pairs[:, 0]]
-
-
-def _write_rows(rows: np.ndarray, cache: np.ndarray, slot_mapping: np.ndarray) -> None:
-    if slot_mapping.size and slot_mapping.min() < 0:
-        is_token = slot_mapping >= 0
-        rows, slot_mapping = rows[is_token], slot_mapping[is_token]
-    cache.reshape(-1, *cache.shape[2:])[slot_mapping] = rows

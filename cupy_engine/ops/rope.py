@@ -68,21 +68,25 @@ def rope_and_write_kv(
         [T, Hq, D], the rotated queries.
     """
     num_kv_heads, head_dim = k_cache.shape[2:]
-    heads = qkv.reshape(len(qkv), -1, head_dim)
-    num_heads = heads.shape[1] - 2 * num_kv_heads
-    q, k, v = heads[:, :num_heads], heads[:, num_heads : num_heads + num_kv_heads], heads[:, num_heads + num_kv_heads :]
+    heads = np.ascontiguousarray(qkv).reshape(len(qkv), -1, head_dim)
+    first_value = heads.shape[1] - num_kv_heads
+    first_key = first_value - num_kv_heads
     if table is not None:
-        apply_rope(q, k, positions, table)
-    write_kv(k, v, k_cache, v_cache, slot_mapping)
-    return q
+        _rotate(heads[:, :first_value], np.take(table, positions, axis=0, mode="clip"))
+    write_kv(heads[:, first_key:first_value], heads[:, first_value:], k_cache, v_cache, slot_mapping)
+    return heads[:, :first_key]
 
 
 def _rotate(x: np.ndarray, rows: np.ndarray) -> None:
+    # x [T, heads, D] in place by rows [T, 2, R/2] of the table
     half = rows.shape[-1]
-    cos, sin = rows[:, None, 0], rows[:, None, 1]
-    first, second = x[..., :half].astype(np.float32), x[..., half : 2 * half].astype(np.float32)
-    x[..., :half] = first * cos - second * sin
-    x[..., half : 2 * half] = second * cos + first * sin
+    halves = x[..., : 2 * half].reshape(*x.shape[:-1], 2, half)
+    cos, sin = rows[:, None, :1], rows[:, None, 1:]
+    crossed = halves[..., ::-1, :] * sin
+    rotated = halves * cos
+    rotated[..., 0, :] -= crossed[..., 0, :]
+    rotated[..., 1, :] += crossed[..., 1, :]
+    x[..., : 2 * half] = rotated.reshape(*x.shape[:-1], 2 * half)
 
 
 def rope_frequencies(
