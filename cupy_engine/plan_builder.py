@@ -17,6 +17,11 @@ class PlannedSequence:
     start: int
     drawing: list[Sequence]
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a sequence that lives depends on it. The computing one may have ended while others draw from it."""
+        return not all(sequence.is_finished for sequence in (self.sequence, *self.drawing))
+
 
 @dataclass(slots=True)
 class PlanBuilder:

@@ -330,7 +330,7 @@ class Scheduler:
             for sequence in planned.drawing:
                 sequence.num_in_flight -= 1
             error = result.errors.get(plan_index)
-            if error is not None and not first.is_finished:
+            if error is not None and planned.is_wanted:
                 outputs.append(self._fail(first.request, error.message, error.kind))
             outputs.extend(self._take(*draw) for draw in draws if not draw[0].is_finished)
         return outputs
@@ -357,14 +357,26 @@ class Scheduler:
         return output
 
     def fail_step(self, step_id: int, reason: str) -> list[SequenceOutput]:
-        """A step broke: fail the requests it computed and trust nothing that is cached."""
+        """A step broke: fail the requests it computed and trust nothing that is cached or on the host.
+
+        Later steps in flight may read what this one should have written, so their requests fail too.
+        """
         self.block_manager.reset_prefix_cache()
-        planned = self._in_flight.pop(step_id)
-        for entry in planned:
+        planned = [entry for step in self._in_flight.values() for entry in step]
+        for entry in self._in_flight.pop(step_id):
             for sequence in entry.drawing:
                 sequence.num_in_flight -= 1
-        failed = {e.sequence.request.request_id: e.sequence.request for e in planned if not e.sequence.is_finished}
-        return [self._fail(request, reason, "internal") for request in failed.values()]
+        outputs = [self._fail(entry.sequence.request, reason, "internal") for entry in planned if entry.is_wanted]
+        for sequence in self._waiting:
+            self._distrust(sequence)
+        return outputs
+
+    def _distrust(self, sequence: Sequence) -> None:
+        """Compute a swapped sequence again: its blocks may not have reached the host."""
+        if sequence.status is SequenceStatus.SWAPPED:
+            self.block_manager.free(sequence.sequence_id)
+            sequence.num_computed_tokens = 0
+            sequence.status = SequenceStatus.WAITING
 
     def _fail(self, request: Request, reason: str, kind: ErrorKind) -> SequenceOutput:
         for sequence in request.sequences:

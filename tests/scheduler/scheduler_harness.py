@@ -1,0 +1,190 @@
+"""A scheduler with a fake worker behind it, one or two steps in flight, and what comes out of them."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from fake_worker import EOS, FakeWorker, expected_tokens
+
+from cupy_engine.block_manager import BlockManager
+from cupy_engine.messages import GenerateRequest, SequenceOutput
+from cupy_engine.plan import StepPlan
+from cupy_engine.preemption import PreemptionCosts
+from cupy_engine.request_queue import FcfsPolicy, Policy
+from cupy_engine.sampling_params import SamplingParams
+from cupy_engine.scheduler import Scheduler
+
+
+@dataclass
+class Received:
+    """What a caller got for one sequence."""
+
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+
+
+class Harness:
+    """Schedules, runs and collects like the engine core, checking integrity all the way.
+
+    A plan is carried out when its result is collected, as late as possible: a plan that shares state with the scheduler
+    would show.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int = 16,
+        block_size: int = 4,
+        num_host_blocks: int = 0,
+        preemption: str = "recompute",
+        max_num_seqs: int = 4,
+        budget: int = 16,
+        max_model_len: int | None = None,
+        max_queue_len: int = 1024,
+        policy: Policy | None = None,
+        steps_in_flight: int = 1,
+        enable_prefix_caching: bool = True,
+        log_schedule: bool = False,
+        eos: tuple[int, ...] = (EOS,),
+    ) -> None:
+        self.manager = BlockManager(num_blocks, block_size, num_host_blocks, enable_prefix_caching)
+        self.max_model_len = max_model_len or num_blocks * block_size
+        self.scheduler = Scheduler(
+            self.manager,
+            policy or FcfsPolicy(),
+            PreemptionCosts(preemption, bytes_per_block=1, copy_bytes_per_s=1.0),
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=budget,
+            max_model_len=self.max_model_len,
+            max_queue_len=max_queue_len,
+            eos_token_ids=eos,
+            seed=0,
+            log_schedule=log_schedule,
+        )
+        self.worker = FakeWorker(num_blocks, block_size, num_host_blocks, max_num_seqs)
+        self.steps_in_flight = steps_in_flight
+        self.in_flight: deque[StepPlan] = deque()
+        self.received: dict[tuple[str, int], Received] = {}
+        self.errors: dict[str, SequenceOutput] = {}
+        self.expected: dict[tuple[str, int], tuple[list[int], str]] = {}
+        self.aborted: set[tuple[str, int]] = set()
+        self._now_s = 0.0
+
+    def add(
+        self,
+        request_id: str,
+        prompt: list[int],
+        *,
+        priority: int = 0,
+        salt: str = "",
+        arrival_time_s: float | None = None,
+        deadline_s: float | None = None,
+        **params: object,
+    ) -> None:
+        """Queue a request; arrivals are a second apart unless told otherwise."""
+        self._now_s += 1
+        message = GenerateRequest(
+            request_id=request_id,
+            prompt_token_ids=list(prompt),
+            params=SamplingParams(**params),
+            priority=priority,
+            cache_salt=salt,
+            arrival_time_s=self._now_s if arrival_time_s is None else arrival_time_s,
+            deadline_s=deadline_s,
+        )
+        self.scheduler.add(message)
+        for sequence in self.scheduler._requests[request_id].sequences:
+            self.received[request_id, sequence.index] = Received()
+            self.expected[request_id, sequence.index] = expected_tokens(
+                message.prompt_token_ids, sequence.seed, message.params, self.max_model_len
+            )
+        self.check()
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        before = {key for key, sequence in self.live_sequences().items() if key[0] == request_id}
+        self.scheduler.abort(request_id, index)
+        self.aborted |= before - self.live_sequences().keys()
+        self.check()
+
+    def live_sequences(self):
+        return {
+            (request_id, sequence.index): sequence
+            for request_id, request in self.scheduler._requests.items()
+            for sequence in request.sequences
+            if not sequence.is_finished
+        }
+
+    def schedule(self) -> StepPlan | None:
+        """Plan and submit one step."""
+        plan = self.scheduler.schedule()
+        if plan is not None:
+            self.in_flight.append(plan)
+        self.check()
+        return plan
+
+    def collect(self) -> list[SequenceOutput]:
+        """Carry out the oldest submitted step and take in its result."""
+        plan = self.in_flight.popleft()
+        result = self.worker.run(plan)
+        if result is None:
+            outputs = self.scheduler.fail_step(plan.step_id, "the step broke")
+        else:
+            outputs = self.scheduler.update(result)
+        self.receive(outputs)
+        self.check()
+        return outputs
+
+    def step(self) -> StepPlan | None:
+        """One turn of the engine core."""
+        plan = self.schedule()
+        if self.in_flight and (plan is None or len(self.in_flight) >= self.steps_in_flight):
+            self.collect()
+        return plan
+
+    def run(self, max_steps: int = 10_000) -> list[StepPlan]:
+        """Step until nothing is left to do."""
+        plans = []
+        while self.scheduler.has_work or self.in_flight:
+            was_idle = not self.in_flight
+            plan = self.step()
+            assert plan is not None or not was_idle, "work is left, but nothing runs"
+            plans += [plan] if plan else []
+            assert len(plans) <= max_steps, "the scheduler runs in circles"
+        return plans
+
+    def receive(self, outputs: list[SequenceOutput]) -> None:
+        for output in outputs:
+            if output.error is not None:
+                assert output.request_id not in self.errors, "two errors for one request"
+                self.errors[output.request_id] = output
+                continue
+            received = self.received[output.request_id, output.index]
+            assert received.finish_reason is None, "an output after the last one"
+            assert (output.request_id, output.index) not in self.aborted, "an output of an aborted sequence"
+            received.token_ids += output.token_ids
+            received.finish_reason = output.finish_reason
+
+    def check(self) -> None:
+        self.scheduler.check_integrity()
+
+    def check_outputs(self) -> None:
+        """What everybody received is right so far, and complete where nobody interfered."""
+        for key, received in self.received.items():
+            token_ids, finish_reason = self.expected[key]
+            assert received.token_ids == token_ids[: len(received.token_ids)], key
+            if key in self.aborted or key[0] in self.errors:
+                assert received.finish_reason is None or received.token_ids == token_ids
+            else:
+                assert (received.token_ids, received.finish_reason) == (token_ids, finish_reason), key
+
+    def check_empty(self) -> None:
+        """Nothing is left anywhere."""
+        scheduler, manager = self.scheduler, self.manager
+        assert not scheduler.has_work
+        assert (scheduler.num_running, scheduler.num_waiting, scheduler.num_swapped) == (0, 0, 0)
+        assert manager.num_free_blocks == manager.num_blocks
+        assert manager.host_pool.num_free == len(manager.host_pool.blocks)
+        assert scheduler._seats.num_free == scheduler.max_num_seqs
+        assert not scheduler._in_flight
+        self.check()
