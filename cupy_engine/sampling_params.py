@@ -123,7 +123,7 @@ def _between(low: float, high: float) -> tuple[Callable[[float], bool], str]:
 
 
 def _at_least(low: int) -> tuple[Callable[[int], bool], str]:
-    return lambda v: v >= low, f"at least {low}"
+    return lambda v: low <= v < 1 << 31, f"at least {low} and below 2**31"
 
 
 def _strings(max_count: int, max_chars: int) -> tuple[Callable[[str | list[str]], bool], str]:

@@ -24,7 +24,6 @@ CLIENT_CLOSED_REQUEST = 499
 def create_app(service: Service) -> Flask:
     """The WSGI application of one worker."""
     app = Flask("cupy_engine", static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = service.config.max_body_bytes
     app.before_request(lambda: _check_key(service.config.api_keys))
     app.after_request(_name_request)
     app.register_error_handler(ClientGoneError, lambda _: Response(status=CLIENT_CLOSED_REQUEST))

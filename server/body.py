@@ -8,9 +8,10 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 from flask import Request
-from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
+from gunicorn.http.errors import ParseException
 
-from .api_errors import ApiError, ClientGoneError
+from .api_errors import ApiError
+from .server_config import ServerConfig
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -27,16 +28,16 @@ class Body(Generic[T]):
     ignored: tuple[str, ...]
 
 
-def read_body(request: Request, kind: type[T], *, strict: bool) -> Body[T]:
+def read_body(request: Request, kind: type[T], config: ServerConfig) -> Body[T]:
     """Parse and check the body of ``request``.
 
     Raises:
         ApiError: 400, 413 or 415.
     """
-    raw = _decode(_read(request))
+    raw = _decode(_read(request, config.max_body_bytes))
     _refuse_unsupported(raw)
     ignored = tuple(name for name in raw if name not in kind.__struct_fields__ and name not in UNSUPPORTED)
-    if ignored and strict:
+    if ignored and config.strict:
         raise ApiError(400, f"unknown field {_shorten(ignored[0])}", param=ignored[0][:64], code="unknown_parameter")
     try:
         return Body(msgspec.convert(raw, kind, str_keys=True), ignored)
@@ -50,18 +51,31 @@ def ignored_fields_header(names: tuple[str, ...]) -> str:
     return f'299 cupy-engine "unknown fields ignored: {", ".join(shown)}"'
 
 
-def _read(request: Request) -> bytes:
+def _read(request: Request, max_bytes: int) -> bytes:
     mimetype = request.mimetype
     if mimetype and mimetype != "application/json" and not mimetype.endswith("+json"):
         message = f"Content-Type must be application/json, got {_shorten(mimetype)}"
         raise ApiError(415, message, code="unsupported_media_type")
     try:
-        return request.get_data(cache=False)
-    except RequestEntityTooLarge:
-        limit = request.max_content_length
-        raise ApiError(413, f"the request body is larger than {limit} bytes", code="request_too_large") from None
-    except ClientDisconnected:
-        raise ClientGoneError from None
+        payload = _read_at_most(request, max_bytes + 1)
+    except (ParseException, OSError, EOFError):
+        raise ApiError(400, "the request body ends early or is badly chunked", code="invalid_body") from None
+    if len(payload) > max_bytes:
+        raise ApiError(413, f"the request body is larger than {max_bytes} bytes", code="request_too_large")
+    return payload
+
+
+def _read_at_most(request: Request, max_bytes: int) -> bytes:
+    """The body, or its beginning if it is longer. Without Content-Length it is chunked, and ends by itself."""
+    source, announced = request.environ["wsgi.input"], request.content_length
+    if announced is None:
+        return bytes(source.read(max_bytes)) if request.environ.get("wsgi.input_terminated") else b""
+    if announced >= max_bytes:
+        return bytes(max_bytes)  # too long, so what it says does not matter
+    payload = bytes(source.read(announced))
+    if len(payload) < announced:
+        raise EOFError
+    return payload
 
 
 def _decode(payload: bytes) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class EngineConnection(threading.Thread):
         self._folder = folder
         self._identity = wire.identity(client_id)
         self._listener = listener
-        self._outbox: collections.deque[Command] = collections.deque()
+        self._outbox: collections.deque[bytes] = collections.deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._is_closing = False
         self._heard_s = 0.0
@@ -59,7 +59,7 @@ class EngineConnection(threading.Thread):
 
     def send(self, commands: Sequence[Command]) -> None:
         """Queue commands for the engine; any thread may call this."""
-        self._outbox.extend(commands)
+        self._outbox.extend(map(wire.encode, commands))
         os.eventfd_write(self._wake, 1)
 
     def close(self) -> None:
@@ -106,7 +106,7 @@ class EngineConnection(threading.Thread):
 
     def _flush(self) -> None:
         while self._outbox:
-            self._engine.send(wire.encode(self._outbox.popleft()))
+            self._engine.send(self._outbox.popleft())
 
     def _read_replies(self) -> None:
         with contextlib.suppress(zmq.Again):

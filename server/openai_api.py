@@ -51,7 +51,7 @@ class OpenAIApi:
     # Endpoints
 
     def completions(self) -> Response:
-        body = read_body(request, CompletionRequest, strict=self._config.strict)
+        body = read_body(request, CompletionRequest, self._config)
         fields = body.fields
         check_model(self._service, fields.model)
         params = validation.completion_params(fields, self._config)
@@ -73,7 +73,7 @@ class OpenAIApi:
             return json_response(completion(envelope, generation.run(), options), body)
 
     def chat_completions(self) -> Response:
-        body = read_body(request, ChatRequest, strict=self._config.strict)
+        body = read_body(request, ChatRequest, self._config)
         fields = body.fields
         check_model(self._service, fields.model)
         params = validation.chat_params(fields, self._config)

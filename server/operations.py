@@ -67,7 +67,7 @@ class Operations:
         )
 
     def tokenize(self) -> Response:
-        body = read_body(request, TokenizeRequest, strict=self._service.config.strict)
+        body = read_body(request, TokenizeRequest, self._service.config)
         fields = body.fields
         check_model(self._service, fields.model)
         if (fields.prompt is None) == (fields.messages is None):
@@ -88,7 +88,7 @@ class Operations:
         return json_response(answer, body)
 
     def detokenize(self) -> Response:
-        body = read_body(request, DetokenizeRequest, strict=self._service.config.strict)
+        body = read_body(request, DetokenizeRequest, self._service.config)
         check_model(self._service, body.fields.model)
         vocab_size = self._service.front_end.vocab_size
         for token_id in body.fields.tokens:

@@ -1,0 +1,36 @@
+"""The application over a fake engine, called in process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from cupy_engine.server.app import create_app
+from cupy_engine.server.client_watcher import ClientWatcher
+from cupy_engine.server.generation import Service
+from cupy_engine.server.server_config import ServerConfig
+from fake_engine import FakeEngineClient, Script
+from flask.testing import FlaskClient
+
+from cupy_engine.config import EngineConfig
+from cupy_engine.frontend import FrontEnd
+
+MakeApi = Callable[..., "Api"]
+
+
+class Api:
+    """A test client, and the fake engine behind it."""
+
+    def __init__(self, front_end: FrontEnd, script: Script, engine: EngineConfig, server: ServerConfig) -> None:
+        self.engine = FakeEngineClient(script)
+        self.app = create_app(Service(front_end, self.engine, ClientWatcher(), engine, server))
+        self.http: FlaskClient = self.app.test_client()
+
+    def post(self, path: str, body: object, **more: Any):
+        return self.http.post(path, json=body, **more)
+
+    def complete(self, **fields: object):
+        return self.post("/v1/completions", {"prompt": "Hello", **fields})
+
+    def chat(self, **fields: object):
+        return self.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], **fields})

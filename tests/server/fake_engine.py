@@ -1,0 +1,113 @@
+"""An engine client that answers at once from a script, so that the HTTP side can be tested alone."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+from collections.abc import Callable, Sequence
+
+from cupy_engine.server.engine_client import EngineClient, Mail
+
+from cupy_engine.messages import (
+    AbortRequest,
+    Command,
+    EngineStats,
+    GenerateRequest,
+    SequenceOutput,
+    StatsReply,
+    TokenLogprobs,
+)
+
+Script = Callable[[GenerateRequest], list[SequenceOutput]]
+
+
+class FakeEngineClient(EngineClient):
+    """Stands in for the real one; keeps what it was asked."""
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.fake_state = "ready"
+        self.requests: list[GenerateRequest] = []
+        self.aborted: list[str] = []
+        self.sent: list[Command] = []
+        self._counter = itertools.count(1)
+
+    @property
+    def state(self):
+        return self.fake_state
+
+    def connect(self) -> None:
+        pass
+
+    def new_request_id(self) -> str:
+        return f"fake-{next(self._counter)}"
+
+    def submit(self, requests: Sequence[GenerateRequest]) -> queue.SimpleQueue[Mail]:
+        self.require_ready()
+        mailbox: queue.SimpleQueue[Mail] = queue.SimpleQueue()
+        for request in requests:
+            self.requests.append(request)
+            for output in self.script(request):
+                mailbox.put([output])
+        return mailbox
+
+    def send(self, commands: Sequence[Command]) -> None:
+        self.sent.extend(commands)
+
+    def forget(self, request_ids: Sequence[str]) -> None:
+        pass
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        self.aborted.extend(request_ids)
+
+    def stats(self, timeout_s: float = 1.0) -> StatsReply:
+        return StatsReply(token=1, stats=EngineStats(num_running=2, num_waiting=3), prometheus_text=b"fake 1\n")
+
+
+def says(token_ids: Sequence[int], *, finish_reason: str | None = "stop", eos: int | None = None) -> Script:
+    """Every sequence says ``token_ids``, one a step, then ``eos`` if given."""
+
+    def script(request: GenerateRequest) -> list[SequenceOutput]:
+        said = [*token_ids, *([] if eos is None else [eos])]
+        ends = [None] * (len(said) - 1) + [finish_reason]
+        return [
+            _output(request, index, token_id, step, end)
+            for step, (token_id, end) in enumerate(zip(said, ends, strict=True))
+            for index in range(request.params.num_sequences)
+        ]
+
+    return script
+
+
+def fails(kind: str, message: str = "no") -> Script:
+    """Every request fails."""
+    return lambda request: [
+        SequenceOutput(request_id=request.request_id, finish_reason="error", error=message, error_kind=kind)
+    ]
+
+
+def _output(request: GenerateRequest, index: int, token_id: int, step: int, finish: str | None) -> SequenceOutput:
+    params = request.params
+    logprobs = [] if params.logprobs is None else [_logprobs(token_id, params.logprobs)]
+    prompt_logprobs = None
+    if params.prompt_logprobs is not None and step == index == 0:
+        rest = [_logprobs(each, params.prompt_logprobs) for each in request.prompt_token_ids[1:]]
+        prompt_logprobs = [None, *rest]
+    return SequenceOutput(
+        request_id=request.request_id,
+        index=index,
+        token_ids=[token_id],
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        num_cached_tokens=1 if step == 0 else 0,
+        finish_reason=finish,
+    )
+
+
+def _logprobs(token_id: int, count: int) -> TokenLogprobs:
+    return TokenLogprobs(token_id, -0.5, 1, [(token_id + k, -0.5 - k) for k in range(count)])
+
+
+def aborted_indexes(client: FakeEngineClient) -> list[int | None]:
+    """Sequences that were asked to stop."""
+    return [command.index for command in client.sent if isinstance(command, AbortRequest)]
