@@ -94,7 +94,9 @@ class EngineCore:
         try:
             self.scheduler.add(request)
         except InvalidRequestError as error:
-            return _refusal(request, SequenceOutput(request_id="", error_kind="invalid", error_param=error.param), error)
+            return _refusal(
+                request, SequenceOutput(request_id="", error_kind="invalid", error_param=error.param), error
+            )
         except QueueFullError as error:
             self.metrics.on_rejected("queue_full")
             return _refusal(request, SequenceOutput(request_id="", error_kind="queue_full"), error)

@@ -1,12 +1,12 @@
 """Every exception the engine raises on purpose.
 
-    EngineError
-    ├── ConfigError            a bad value in the configuration           (also a ValueError)
-    ├── ModelLoadError         a model file is missing, broken or unknown
-    ├── InvalidRequestError    a request that can never be served         (also a ValueError)   HTTP 400
-    ├── QueueFullError         too many requests wait                                           HTTP 429
-    ├── DeadlineExceededError  the request's time ran out                                       HTTP 504
-    └── EngineDeadError        the engine's loop or process has ended                           HTTP 503
+EngineError
+├── ConfigError            a bad value in the configuration           (also a ValueError)
+├── ModelLoadError         a model file is missing, broken or unknown
+├── InvalidRequestError    a request that can never be served         (also a ValueError)   HTTP 400
+├── QueueFullError         too many requests wait                                           HTTP 429
+├── DeadlineExceededError  the request's time ran out                                       HTTP 504
+└── EngineDeadError        the engine's loop or process has ended                           HTTP 503
 """
 
 from __future__ import annotations

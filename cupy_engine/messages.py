@@ -1,7 +1,7 @@
 """What travels between a front end and the engine core: typed records that msgspec can put on a wire.
 
-    front end ──  GenerateRequest, AbortRequest, StatsRequest  ──▶  core loop
-    front end ◀──  SequenceOutput, StatsReply  ────────────────────  core loop
+front end ──  GenerateRequest, AbortRequest, StatsRequest  ──▶  core loop
+front end ◀──  SequenceOutput, StatsReply  ────────────────────  core loop
 """
 
 from __future__ import annotations
