@@ -119,7 +119,7 @@ def build_core(config: EngineConfig, files: ModelFiles) -> EngineCore:
     kv_cache = KVCache(model_config, memory.num_blocks, config.block_size, memory.num_host_blocks, device, dtype)
     sampler = Sampler(config.max_num_seqs, model_config.vocab_size, device)
     max_blocks = -(-memory.max_model_len // config.block_size)
-    slots = SlotTable(config.max_num_seqs, max_blocks, config.block_size, device)
+    slots = SlotTable(config.max_num_seqs, max_blocks, config.block_size)
     name = config.served_model_name or files.name
     metrics = EngineMetrics(name)
     scheduler = _build_scheduler(config, model_config, memory, metrics)
@@ -134,7 +134,7 @@ def build_core(config: EngineConfig, files: ModelFiles) -> EngineCore:
         load_time_s=time.monotonic() - start_s,
     )
     logger.info("%s", info.describe())
-    executor = InProcessExecutor(Worker(model, kv_cache, sampler, slots))
+    executor = InProcessExecutor(Worker(model, kv_cache, sampler, slots, config.max_num_seqs))
     return EngineCore(scheduler, executor, metrics, info, max_steps_in_flight=config.max_steps_in_flight)
 
 

@@ -1,4 +1,4 @@
-"""The worker's seats: per slot a block table row and the last token; packs a plan into the arrays of a batch.
+"""The worker's block tables by slot, and the packing of a plan into the arrays of a step.
 
 Packing is vectorised over sequences and tokens: the only Python loops run over what a plan lists.
 """
@@ -9,88 +9,83 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cupy_engine.batch import AttentionMetadata, Batch
-from cupy_engine.device import Array, Device
 from cupy_engine.plan import ScheduledSequence, StepPlan
 
 
 @dataclass(slots=True)
-class Draws:
-    """Which token is drawn from which logits. N draws.
+class PackedStep:
+    """A step's integers on the host, all int32. T tokens, S sequences, W block columns, R logits rows, N draws.
 
-    ``plan_indices[i]`` is the scheduled sequence that draw i belongs to.
+    A negative token id, ``-1 - slot``, stands for the token last drawn in that slot, which only the device may know.
     """
 
-    rows: np.ndarray  # [N] int32, row among the batch's logits rows
-    slots: np.ndarray  # [N] int32
-    positions: np.ndarray  # [N] int32, position of the token being drawn
-    plan_indices: np.ndarray  # [N] int32
+    token_ids: np.ndarray  # [T]
+    positions: np.ndarray  # [T]
+    slot_mapping: np.ndarray  # [T]
+    query_start: np.ndarray  # [S + 1]
+    query_lens: np.ndarray  # [S]
+    context_lens: np.ndarray  # [S]
+    block_tables: np.ndarray  # [S, W]
+    logits_rows: np.ndarray  # [R], rows among the tokens
+    draw_rows: np.ndarray  # [N], rows among the logits
+    draw_slots: np.ndarray  # [N]
+    draw_positions: np.ndarray  # [N], position of the token being drawn
+    draw_sequences: np.ndarray  # [N], the plan's sequence that draws
+
+    @property
+    def is_decode(self) -> bool:
+        """Every sequence computes one token and draws one."""
+        return len(self.token_ids) == len(self.query_lens) == len(self.draw_slots)
 
 
 class SlotTable:
-    """Block tables and last tokens of ``num_slots`` seats."""
+    """Block tables of ``num_slots`` slots."""
 
-    def __init__(self, num_slots: int, max_blocks_per_sequence: int, block_size: int, device: Device) -> None:
+    def __init__(self, num_slots: int, max_blocks_per_sequence: int, block_size: int) -> None:
         self._block_size = block_size
-        self._device = device
         self._block_tables = np.zeros((num_slots, max_blocks_per_sequence), np.int32)
-        self._last_tokens = np.zeros(num_slots, np.int32)
 
-    def write_tables(self, plan: StepPlan) -> None:
+    def write(self, plan: StepPlan) -> None:
+        """Take in what the plan changes."""
         for write in plan.block_table_writes:
             self._block_tables[write.slot, write.first : write.first + len(write.block_ids)] = write.block_ids
 
-    def set_last_tokens(self, slots: np.ndarray, token_ids: Array) -> None:
-        self._last_tokens[slots] = token_ids
-
-    def pack(self, sequences: list[ScheduledSequence]) -> Batch:
-        """The batch of a plan's sequences, in order; logits rows are the last row of each that draws."""
+    def pack(self, sequences: list[ScheduledSequence]) -> PackedStep:
+        """The arrays of a plan's sequences, in order; logits rows are the last row of each that draws."""
         slots = np.array([s.slot for s in sequences], np.int32)
         starts = np.array([s.start for s in sequences], np.int32)
         query_lens = np.array([s.num_tokens for s in sequences], np.int32)
+        num_draws = np.array([len(s.sample_slots) for s in sequences], np.int32)
         query_start = np.zeros(len(sequences) + 1, np.int32)
         np.cumsum(query_lens, out=query_start[1:])
-        num_tokens = int(query_start[-1])
 
         owners = np.repeat(np.arange(len(sequences), dtype=np.int32), query_lens)  # [T] sequence of each token
-        positions = np.arange(num_tokens, dtype=np.int32) + (starts - query_start[:-1])[owners]
+        positions = np.arange(len(owners), dtype=np.int32) + (starts - query_start[:-1])[owners]
         context_lens = starts + query_lens
-        max_context_len = int(context_lens.max())
-        block_tables = self._block_tables[slots, : -(-max_context_len // self._block_size)]
+        block_tables = self._block_tables[slots, : -(-int(context_lens.max()) // self._block_size)]
         blocks, offsets = np.divmod(positions, np.int32(self._block_size))
-        slot_mapping = block_tables[owners, blocks] * np.int32(self._block_size) + offsets
-        logits_rows = np.array([query_start[i + 1] - 1 for i, s in enumerate(sequences) if s.sample_slots], np.int32)
-
-        put = self._device.asarray
-        attention = AttentionMetadata(
-            query_start=put(query_start),
-            context_lens=put(context_lens),
-            block_tables=put(block_tables),
-            slot_mapping=put(slot_mapping),
-            max_query_len=int(query_lens.max()),
-            max_context_len=max_context_len,
-            host_query_lens=query_lens,
-            host_context_lens=context_lens,
+        drawing = np.flatnonzero(num_draws).astype(np.int32)
+        draw_sequences = np.repeat(drawing, num_draws[drawing])
+        return PackedStep(
+            token_ids=_token_ids(sequences, slots, query_start),
+            positions=positions,
+            slot_mapping=block_tables[owners, blocks] * np.int32(self._block_size) + offsets,
+            query_start=query_start,
+            query_lens=query_lens,
+            context_lens=context_lens,
+            block_tables=block_tables,
+            logits_rows=query_start[drawing + 1] - 1,
+            draw_rows=np.repeat(np.arange(len(drawing), dtype=np.int32), num_draws[drawing]),
+            draw_slots=np.array([slot for s in sequences for slot in s.sample_slots], np.int32),
+            draw_positions=context_lens[draw_sequences],
+            draw_sequences=draw_sequences,
         )
-        token_ids = self._token_ids(sequences, slots, query_start)
-        return Batch(put(token_ids), put(positions), attention, put(logits_rows))
 
-    def _token_ids(self, sequences: list[ScheduledSequence], slots: np.ndarray, query_start: np.ndarray) -> np.ndarray:
-        token_ids = np.empty(query_start[-1], np.int32)
-        if not any(s.token_ids for s in sequences):  # every sequence continues with the token it drew last
-            token_ids[:] = self._last_tokens[slots]
-            return token_ids
-        for i, s in enumerate(sequences):
-            token_ids[query_start[i] : query_start[i + 1]] = s.token_ids or self._last_tokens[s.slot]
-        return token_ids
 
-    def draws(self, sequences: list[ScheduledSequence]) -> Draws:
-        """Who draws from the logits rows that :meth:`pack` chose."""
-        drawing = [i for i, s in enumerate(sequences) if s.sample_slots]
-        draws = [
-            (row, slot, sequences[i].start + sequences[i].num_tokens, i)
-            for row, i in enumerate(drawing)
-            for slot in sequences[i].sample_slots
-        ]
-        rows, slots, positions, plan_indices = np.array(draws, np.int32).reshape(-1, 4).T
-        return Draws(rows, slots, positions, plan_indices)
+def _token_ids(sequences: list[ScheduledSequence], slots: np.ndarray, query_start: np.ndarray) -> np.ndarray:
+    token_ids = np.empty(query_start[-1], np.int32)
+    token_ids[query_start[:-1]] = -1 - slots
+    for i, s in enumerate(sequences):
+        if s.token_ids:
+            token_ids[query_start[i] : query_start[i + 1]] = s.token_ids
+    return token_ids

@@ -1,4 +1,4 @@
-"""Weights, KV cache and seats on one device: carries out one plan after another."""
+"""Weights, KV cache and slots on one device: carries out one plan after another."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Protocol
 
 import numpy as np
 
-from cupy_engine.batch import Batch
+from cupy_engine.batch import AttentionMetadata, Batch
 from cupy_engine.device import Array
 from cupy_engine.kv_cache import KVCache
 from cupy_engine.messages import TokenLogprobs
 from cupy_engine.plan import SlotSetup, StepError, StepPlan, StepResult
 from cupy_engine.sampler import NOTHING_ALLOWED, Sampler
-from cupy_engine.slot_table import SlotTable
+from cupy_engine.slot_table import PackedStep, SlotTable
 
 _PROMPT_LOGPROB_ROWS = 256  # logits rows at a time: [256, vocab] float32
 
@@ -28,49 +28,56 @@ class Model(Protocol):
 
 
 class Worker:
-    """Runs plans on one device. The scheduler's twin: it does what a plan says and decides nothing."""
+    """Runs plans in NumPy. The scheduler's twin: it does what a plan says and decides nothing."""
 
-    def __init__(self, model: Model, kv_cache: KVCache, sampler: Sampler, slots: SlotTable) -> None:
+    def __init__(self, model: Model, kv_cache: KVCache, sampler: Sampler, slots: SlotTable, num_slots: int) -> None:
         self._model = model
         self._kv_cache = kv_cache
         self._sampler = sampler
         self._slots = slots
+        self._last_tokens = np.zeros(num_slots, np.int32)
         self._setups: dict[int, SlotSetup] = {}
 
     def run(self, plan: StepPlan) -> StepResult:
         """Move blocks, seat sequences, compute, draw."""
-        self._move_blocks(plan)
+        move_blocks(plan, self._kv_cache)
         self._seat(plan)
         if not plan.sequences:
             return StepResult(plan.step_id, [], [])
-        batch = self._slots.pack(plan.sequences)
+        step = self._slots.pack(plan.sequences)
+        batch = self._batch(step)
         hidden = self._model.forward(batch, self._kv_cache)
-        result = self._draw(plan, batch, hidden)
+        result = self._draw(plan, step, hidden[batch.logits_rows])
         result.prompt_logprobs = self._prompt_logprobs(plan, hidden)
         return result
-
-    def _move_blocks(self, plan: StepPlan) -> None:
-        if plan.swap_out:
-            self._kv_cache.swap_out(plan.swap_out)
-        if plan.swap_in:
-            self._kv_cache.swap_in(plan.swap_in)
-        if plan.block_copies:
-            self._kv_cache.copy_blocks(plan.block_copies)
 
     def _seat(self, plan: StepPlan) -> None:
         for setup in plan.slot_setups:
             self._sampler.set_slot(setup)
             self._setups[setup.slot] = setup
-        self._slots.write_tables(plan)
+        self._slots.write(plan)
 
-    def _draw(self, plan: StepPlan, batch: Batch, hidden: Array) -> StepResult:
-        draws = self._slots.draws(plan.sequences)
-        if not len(draws.rows):
+    def _batch(self, step: PackedStep) -> Batch:
+        attention = AttentionMetadata(
+            query_start=step.query_start,
+            context_lens=step.context_lens,
+            block_tables=step.block_tables,
+            slot_mapping=step.slot_mapping,
+            max_query_len=int(step.query_lens.max()),
+            max_context_len=int(step.context_lens.max()),
+            host_query_lens=step.query_lens,
+            host_context_lens=step.context_lens,
+        )
+        token_ids = np.where(step.token_ids < 0, self._last_tokens[-1 - step.token_ids], step.token_ids)
+        return Batch(token_ids, step.positions, attention, step.logits_rows)
+
+    def _draw(self, plan: StepPlan, step: PackedStep, hidden: Array) -> StepResult:
+        if not len(step.draw_slots):
             return StepResult(plan.step_id, [], [])
-        logits = self._model.compute_logits(hidden[batch.logits_rows])
-        drawn = self._sampler.sample(logits, draws.rows, draws.slots, draws.positions)
-        self._slots.set_last_tokens(draws.slots, drawn.token_ids)
-        errors = {int(draws.plan_indices[i]): _step_error(message) for i, message in drawn.errors.items()}
+        logits = self._model.compute_logits(hidden)
+        drawn = self._sampler.sample(logits, step.draw_rows, step.draw_slots, step.draw_positions)
+        self._last_tokens[step.draw_slots] = drawn.token_ids
+        errors = {int(step.draw_sequences[i]): _step_error(message) for i, message in drawn.errors.items()}
         return StepResult(plan.step_id, drawn.token_ids.tolist(), drawn.logprobs, errors=errors)
 
     def _prompt_logprobs(self, plan: StepPlan, hidden: Array) -> dict[int, list[TokenLogprobs]]:
@@ -93,6 +100,16 @@ class Worker:
             logits = self._model.compute_logits(hidden[part])
             logprobs.extend(self._sampler.prompt_logprobs(logits, token_ids[part], num_top))
         return logprobs
+
+
+def move_blocks(plan: StepPlan, kv_cache: KVCache) -> None:
+    """Swap out, swap in, copy on write: in this order, before the step writes."""
+    if plan.swap_out:
+        kv_cache.swap_out(plan.swap_out)
+    if plan.swap_in:
+        kv_cache.swap_in(plan.swap_in)
+    if plan.block_copies:
+        kv_cache.copy_blocks(plan.block_copies)
 
 
 def _step_error(message: str) -> StepError:
