@@ -68,8 +68,9 @@ class Worker:
             host_query_lens=step.query_lens,
             host_context_lens=step.context_lens,
         )
-        token_ids = np.where(step.token_ids < 0, self._last_tokens[-1 - step.token_ids], step.token_ids)
-        return Batch(token_ids, step.positions, attention, step.logits_rows)
+        drawn = np.flatnonzero(step.token_ids < 0)
+        step.token_ids[drawn] = self._last_tokens[-1 - step.token_ids[drawn]]
+        return Batch(step.token_ids, step.positions, attention, step.logits_rows)
 
     def _draw(self, plan: StepPlan, step: PackedStep, hidden: Array) -> StepResult:
         if not len(step.draw_slots):
