@@ -14,8 +14,10 @@ import numpy as np
 
 from cupy_engine.device import Array
 from cupy_engine.errors import ConfigError
+from cupy_engine.ops import _cuda_activation
 
 GeluForm = Literal["none", "tanh"]
+_GELU_KERNELS: dict[GeluForm, str] = {"none": "Gelu", "tanh": "GeluTanh"}
 
 
 def silu_and_mul(gate_up: Array, out: Array | None = None) -> Array:
@@ -32,6 +34,8 @@ def silu_and_mul(gate_up: Array, out: Array | None = None) -> Array:
 
         hidden = down(silu_and_mul(gate_up(hidden)))
     """
+    if not isinstance(gate_up, np.ndarray):
+        return _cuda_activation.activate_and_mul(gate_up, "Silu", out)
     half = gate_up.shape[-1] // 2
     return _store(silu(gate_up[:, :half]) * gate_up[:, half:], out)
 
@@ -42,6 +46,8 @@ def gelu_and_mul(gate_up: Array, out: Array | None = None, *, approximate: GeluF
     Returns:
         [T, I], ``out``.
     """
+    if not isinstance(gate_up, np.ndarray):
+        return _cuda_activation.activate_and_mul(gate_up, _GELU_KERNELS[approximate], out)
     half = gate_up.shape[-1] // 2
     return _store(gelu(gate_up[:, :half], approximate) * gate_up[:, half:], out)
 
@@ -56,6 +62,8 @@ def gelu(x: Array, approximate: GeluForm = "none") -> Array:
     Returns:
         An array like ``x``.
     """
+    if not isinstance(x, np.ndarray):
+        return _cuda_activation.activate(x, _GELU_KERNELS[approximate])
     x32 = x.astype(np.float32, copy=False)
     if approximate == "tanh":
         inner = np.square(x32)
@@ -73,21 +81,29 @@ def gelu(x: Array, approximate: GeluForm = "none") -> Array:
 
 def quick_gelu(x: Array) -> Array:
     """``x / (1 + exp(-1.702 x))``, the sigmoid approximation of GELU. Returns an array like ``x``."""
+    if not isinstance(x, np.ndarray):
+        return _cuda_activation.activate(x, "QuickGelu")
     return _silu_reference(x, np.float32(1.702))
 
 
 def silu(x: Array) -> Array:
     """``x / (1 + exp(-x))``. Returns an array like ``x``."""
+    if not isinstance(x, np.ndarray):
+        return _cuda_activation.activate(x, "Silu")
     return _silu_reference(x, np.float32(1.0))
 
 
 def relu(x: Array) -> Array:
     """``max(x, 0)``. Returns an array like ``x``."""
+    if not isinstance(x, np.ndarray):
+        return _cuda_activation.activate(x, "Relu")
     return np.maximum(x, x.dtype.type(0))
 
 
 def squared_relu(x: Array) -> Array:
     """``max(x, 0)²`` (Primer, arXiv:2109.08668). Returns an array like ``x``."""
+    if not isinstance(x, np.ndarray):
+        return _cuda_activation.activate(x, "SquaredRelu")
     return np.square(relu(x))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from cupy_engine.batch import AttentionMetadata
 from cupy_engine.device import Array
+from cupy_engine.ops import _cuda_attention
 from cupy_engine.ops._attention_reference import attend
 
 
@@ -44,6 +45,10 @@ def paged_attention(
 
         mixed = paged_attention(q, k_cache, v_cache, batch.attention, head_dim**-0.5)
     """
+    if not isinstance(q, np.ndarray):
+        return _cuda_attention.paged_attention(
+            q, k_cache, v_cache, metadata, scale, sliding_window, soft_cap, out
+        )
     out = np.empty(q.shape, q.dtype) if out is None else out
     attend(q, k_cache, v_cache, metadata, np.float32(scale), sliding_window, soft_cap, out)
     return out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cupy_engine.device import Array
+from cupy_engine.ops import _cuda_embedding
 
 
 def embedding(token_ids: Array, table: Array, out: Array | None = None) -> Array:
@@ -22,5 +23,7 @@ def embedding(token_ids: Array, table: Array, out: Array | None = None) -> Array
 
         hidden = embedding(batch.token_ids, table)
     """
+    if not isinstance(table, np.ndarray):
+        return _cuda_embedding.embedding(token_ids, table, out)
     rows: np.ndarray = np.take(table, token_ids, axis=0, out=out, mode="clip")
     return rows

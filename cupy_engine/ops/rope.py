@@ -12,6 +12,7 @@ import numpy as np
 from cupy_engine.device import Array
 from cupy_engine.errors import ConfigError
 from cupy_engine.model_config import RopeConfig
+from cupy_engine.ops import _cuda_kv_cache
 from cupy_engine.ops.kv_cache import write_kv
 
 
@@ -67,6 +68,8 @@ def rope_and_write_kv(
     Returns:
         [T, Hq, D], the rotated queries.
     """
+    if not isinstance(qkv, np.ndarray):
+        return _cuda_kv_cache.rope_and_write_kv(qkv, positions, table, k_cache, v_cache, slot_mapping)
     num_kv_heads, head_dim = k_cache.shape[2:]
     heads = np.ascontiguousarray(qkv).reshape(len(qkv), -1, head_dim)
     first_value = heads.shape[1] - num_kv_heads

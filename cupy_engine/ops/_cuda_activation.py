@@ -1,0 +1,41 @@
+"""CUDA launches of the activation functions: see ``kernels/activation.cu``."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cupy_engine.device import Array
+from cupy_engine.ops._launch import check_contiguous, empty, launch, type_name, vector_width
+
+_BLOCK = 256
+
+
+def activate_and_mul(gate_up: Array, function: str, out: Array | None) -> Array:
+    """``function(gate) * up`` for gate_up [T, 2 I], contiguous. Returns ``out`` [T, I], allocated if absent."""
+    num_tokens, inter = gate_up.shape[0], gate_up.shape[1] // 2
+    out = empty((num_tokens, inter), gate_up.dtype) if out is None else out
+    check_contiguous(gate_up=gate_up, out=out)
+    width = vector_width(inter, gate_up, out)
+    num_vecs = num_tokens * inter // width
+    if num_vecs:
+        expression = f"activate_and_mul<{type_name(gate_up)}, {width}, {function}>"
+        launch("activation.cu", expression, _grid(num_vecs), _BLOCK, out, gate_up, inter, np.uint32(num_vecs))
+    return out
+
+
+def activate(x: Array, function: str) -> Array:
+    """An elementwise function of ``kernels/activation.cu`` by its name there. Returns an array like ``x``."""
+    out = empty(x.shape, x.dtype)
+    check_contiguous(x=x)
+    width = vector_width(x.size, x, out)
+    num_vecs = x.size // width
+    if num_vecs:
+        expression = f"activate<{type_name(x)}, {width}, {function}>"
+        launch("activation.cu", expression, _grid(num_vecs), _BLOCK, out, x, np.uint32(num_vecs))
+    return out
+
+
+def _grid(num_vecs: int) -> tuple[int]:
+    if num_vecs >= 1 << 31:
+        raise ValueError(f"the array is too large for one launch: {num_vecs} vectors of at most {(1 << 31) - 1}")
+    return (-(-num_vecs // _BLOCK),)

@@ -1,0 +1,115 @@
+"""Every kernel instantiation the engine launches: file in ``kernels/`` → names with template arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+HALF_TYPES = ("bf16", "fp16")
+TYPES = ("float", *HALF_TYPES)
+
+NORM_ITEMS = {1: (4, 32), 4: (1, 2, 4, 8), 8: (1, 2, 4)}  # vector width → vectors a thread may hold
+ACTIVATIONS = ("Silu", "QuickGelu", "Gelu", "GeluTanh", "Relu", "SquaredRelu")
+GATED_ACTIVATIONS = ("Silu", "Gelu", "GeluTanh")
+
+
+def vector_widths(type_name: str) -> tuple[int, int]:
+    """Elements per memory access: one for odd shapes, else 16 bytes."""
+    return (1, 4) if type_name == "float" else (1, 8)
+
+
+@dataclass(frozen=True)
+class DecodeLayout:
+    """struct Layout of ``attention_decode.cu``: ``8 * column_tiles`` query rows, ``stages`` tiles a warp."""
+
+    column_tiles: int
+    warps: int
+    stages: int
+
+    @property
+    def columns(self) -> int:
+        return 8 * self.column_tiles
+
+    def expression(self, type_name: str, head_dim: int) -> str:
+        return f"attention_decode<{type_name}, {head_dim}, {self.column_tiles}, {self.warps}, {self.stages}>"
+
+    def shared_bytes(self, head_dim: int) -> int:
+        """Dynamic shared memory: the warps' outputs, then 16 rows of K and of V per stage and warp."""
+        chunks = head_dim // 8
+        row_bytes = 16 * (chunks if chunks % 8 == 0 else chunks | 1)
+        return self.warps * (self.columns * (head_dim + 4) * 4 + self.stages * 2 * 16 * row_bytes)
+
+
+@dataclass(frozen=True)
+class PrefillLayout:
+    """struct Layout of ``attention_prefill.cu``: ``16 * row_tiles`` query rows a warp, ``keys`` keys a step."""
+
+    row_tiles: int
+    warps: int
+    keys: int
+
+    @property
+    def rows(self) -> int:
+        return 16 * self.row_tiles * self.warps
+
+    def expression(self, type_name: str, head_dim: int) -> str:
+        return f"attention_prefill<{type_name}, {head_dim}, {self.row_tiles}, {self.warps}, {self.keys}>"
+
+    def shared_bytes(self, head_dim: int) -> int:
+        """Dynamic shared memory: the rows of Q, K and V."""
+        return (self.rows + 2 * self.keys) * 16 * (head_dim // 8 | 1)
+
+
+# (head_dim, more than 8 query rows per key/value head) → layouts, the first that fits the GPU's shared memory is taken
+DECODE_LAYOUTS: dict[tuple[int, bool], tuple[DecodeLayout, ...]] = {
+    (64, False): (DecodeLayout(1, 4, 4),),
+    (64, True): (DecodeLayout(2, 4, 3),),
+    (80, False): (DecodeLayout(1, 4, 3),),
+    (80, True): (DecodeLayout(2, 4, 2),),
+    (96, False): (DecodeLayout(1, 4, 2),),
+    (96, True): (DecodeLayout(2, 4, 2),),
+    (128, False): (DecodeLayout(1, 4, 3), DecodeLayout(1, 4, 2)),
+    (128, True): (DecodeLayout(2, 4, 2),),
+    (256, False): (DecodeLayout(1, 2, 2),),
+    (256, True): (DecodeLayout(1, 2, 2),),
+}
+PREFILL_LAYOUTS = {
+    64: PrefillLayout(2, 4, 64),
+    80: PrefillLayout(2, 4, 64),
+    96: PrefillLayout(2, 4, 64),
+    128: PrefillLayout(2, 4, 64),
+    256: PrefillLayout(1, 4, 32),
+}
+PLAIN_ITEMS = (2, 4, 8)  # elements of a row per lane
+
+_TYPE_WIDTHS = [(t, width) for t in TYPES for width in vector_widths(t)]
+_BOOLS = ("false", "true")
+
+INSTANTIATIONS: dict[str, tuple[str, ...]] = {
+    "norm.cu": tuple(
+        f"norm<{t}, {width}, {items}, {add}, {center}>"
+        for t, width in _TYPE_WIDTHS
+        for items, add, center in product(NORM_ITEMS[width], _BOOLS, _BOOLS)
+    ),
+    "activation.cu": (
+        *(f"activate_and_mul<{t}, {width}, {f}>" for t, width in _TYPE_WIDTHS for f in GATED_ACTIVATIONS),
+        *(f"activate<{t}, {width}, {f}>" for t, width in _TYPE_WIDTHS for f in ACTIVATIONS),
+    ),
+    "embedding.cu": tuple(
+        f"embedding<{t}, {width}, {index}>" for t, width in _TYPE_WIDTHS for index in ("int", "int64")
+    ),
+    "kv_cache.cu": (*(f"write_kv<{t}, {width}>" for t, width in _TYPE_WIDTHS), "copy_blocks"),
+    "attention_plain.cu": tuple(f"attention_plain<{t}, {items}>" for t in TYPES for items in PLAIN_ITEMS),
+    "attention_decode.cu": tuple(
+        dict.fromkeys(
+            layout.expression(t, head_dim)
+            for t in HALF_TYPES
+            for (head_dim, _), layouts in DECODE_LAYOUTS.items()
+            for layout in layouts
+        )
+    ),
+    "attention_prefill.cu": tuple(
+        layout.expression(t, head_dim) for t in HALF_TYPES for head_dim, layout in PREFILL_LAYOUTS.items()
+    ),
+    "rope.cu": tuple(f"rope_and_write_kv<{t}, {width}>" for t, width in _TYPE_WIDTHS),
+}

@@ -1,0 +1,270 @@
+/* Prefill attention: many query tokens per sequence, FlashAttention-2 (arXiv:2307.08691) over a paged cache.
+   out[t, h] = softmax(scale * q[t, h] . K) V, over the keys that t sees
+   T = bf16 or fp16; D = head_dim; a block computes ROWS = 16 * M_TILES * WARPS query rows of one key/value head, rows
+   counting the heads of its group within tokens: row r is token r / group, head r % group
+   grid (num_kv_heads, blocks of rows of all sequences), block (32 * WARPS), dynamic shared memory: Layout::SHARED_BYTES
+   requires block_size % 16 == 0; q, k_cache and v_cache aligned to 16 bytes; q_token_stride % 8 == 0
+
+   Per step of KEYS keys: scores S = Q K' from shared memory into registers, softmax there, O += P V with P taken straight
+   from the registers of S. The next K travels during the softmax and P V, V during Q K'.
+   bound: tensor cores, 4 * query rows * keys seen * D operations */
+#include "common/attention.cuh"
+#include "common/memory.cuh"
+#include "common/mma.cuh"
+
+template <int D, int M_TILES, int WARPS, int KEYS>
+struct Layout {
+    static constexpr int ROWS = 16 * M_TILES * WARPS;
+    static constexpr int THREADS = WARP_SIZE * WARPS;
+    static constexpr int CHUNKS = D / 8;                 // of 16 bytes in a row
+    static constexpr int ROW_BYTES = 16 * (CHUNKS | 1);  // an odd number of chunks: 8 rows lie in different banks
+    static constexpr int LANES_PER_ROW = D <= 64 ? 8 : D <= 128 ? 16 : 32;
+    static constexpr int ROWS_PER_PASS = THREADS / LANES_PER_ROW;
+    static constexpr int K_OFFSET = ROWS * ROW_BYTES, V_OFFSET = K_OFFSET + KEYS * ROW_BYTES;
+    static constexpr int SHARED_BYTES = V_OFFSET + KEYS * ROW_BYTES;
+};
+
+/* A block's query rows [first_row, first_row + ROWS) of one sequence and key/value head. */
+struct QueryTile {
+    Sequence sequence;
+    int seq, kv_head, first_row, num_rows, group;
+
+    __device__ __forceinline__ int token(int row) const { return min((first_row + row) / group, sequence.query_len - 1); }
+    __device__ __forceinline__ int64 element(int row, int64 token_stride, int head_dim) const {
+        const int at = first_row + row;
+        return (sequence.first_token + at / group) * token_stride + (int64)(kv_head * group + at % group) * head_dim;
+    }
+};
+
+/* Starts copying the query rows; zeros past the last one. */
+template <typename T, int D, typename L>
+__device__ __forceinline__ void load_queries(const AttentionInputs& in, const QueryTile& tile, uint32 to) {
+    const int chunk = threadIdx.x % L::LANES_PER_ROW;
+    if (chunk >= L::CHUNKS) return;
+    for (int row = threadIdx.x / L::LANES_PER_ROW; row < L::ROWS; row += L::ROWS_PER_PASS) {
+        const bool is_valid = row < tile.num_rows;
+        const T* from = static_cast<const T*>(in.q) + tile.element(is_valid ? row : 0, in.q_token_stride, D);
+        cp_async_16(to + row * L::ROW_BYTES + 16 * chunk, from + 8 * chunk, is_valid);
+    }
+}
+
+/* Starts copying KEYS rows of K or V; zeros for keys outside [begin_key, end_key). */
+template <typename T, int D, int KEYS, typename L>
+__device__ __forceinline__ void load_keys(const AttentionInputs& in, const void* cache, const QueryTile& tile,
+                                          int first_key, int begin_key, int end_key, uint32 to) {
+    const int thread_row = threadIdx.x / L::LANES_PER_ROW, chunk = threadIdx.x % L::LANES_PER_ROW;
+    if (chunk >= L::CHUNKS) return;
+    const int row_stride = in.num_kv_heads * D, thread_offset = thread_row * row_stride + 8 * chunk;
+    to += thread_row * L::ROW_BYTES + 16 * chunk;
+#pragma unroll
+    for (int b = 0; b < KEYS / 16; ++b) {
+        const int block = block_of_key(in, tile.seq, first_key + 16 * b);
+        const T* from = static_cast<const T*>(cache) + offset_of_key(in, block, first_key + 16 * b, tile.kv_head);
+        from += thread_offset;
+#pragma unroll
+        for (int row = 0; row < 16; row += L::ROWS_PER_PASS) {
+            if (L::ROWS_PER_PASS > 16 && thread_row >= 16) break;
+            const int key = first_key + 16 * b + row + thread_row;
+            cp_async_16(to + (16 * b + row) * L::ROW_BYTES, from + row * row_stride, key >= begin_key && key < end_key);
+        }
+    }
+}
+
+/* S = Q K' of a warp's rows. queries, keys: shared memory, offset by what the lane reads. */
+template <typename T, int D, int M_TILES, int KEYS, typename L>
+__device__ __forceinline__ void multiply_keys(float (&scores)[M_TILES][KEYS / 8][4], uint32 queries, uint32 keys) {
+#pragma unroll
+    for (int m = 0; m < M_TILES; ++m)
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; ++n)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) scores[m][n][e] = 0.0f;
+#pragma unroll
+    for (int i = 0; i < D / 16; ++i) {
+        uint32 q[M_TILES][4];
+#pragma unroll
+        for (int m = 0; m < M_TILES; ++m) ldmatrix_x4(q[m], queries + 16 * m * L::ROW_BYTES + 32 * i);
+#pragma unroll
+        for (int n = 0; n < KEYS / 16; ++n) {
+            uint32 k[4];
+            ldmatrix_x4(k, keys + 16 * n * L::ROW_BYTES + 32 * i);
+#pragma unroll
+            for (int m = 0; m < M_TILES; ++m) {
+                mma<T>(scores[m][2 * n], q[m], k[0], k[1]);
+                mma<T>(scores[m][2 * n + 1], q[m], k[2], k[3]);
+            }
+        }
+    }
+}
+
+/* O += P V of a warp's rows, P rounded to T. values: shared memory, offset by what the lane reads. */
+template <typename T, int D, int M_TILES, int KEYS, typename L>
+__device__ __forceinline__ void multiply_values(float (&out)[M_TILES][D / 8][4],
+                                                const float (&weights)[M_TILES][KEYS / 8][4], uint32 values) {
+#pragma unroll
+    for (int k = 0; k < KEYS / 16; ++k) {
+        uint32 p[M_TILES][4];
+#pragma unroll
+        for (int m = 0; m < M_TILES; ++m)
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                p[m][i] = pack<T>(weights[m][2 * k + i / 2][i % 2 * 2], weights[m][2 * k + i / 2][i % 2 * 2 + 1]);
+#pragma unroll
+        for (int n = 0; n < D / 16; ++n) {
+            uint32 v[4];
+            ldmatrix_x4_trans(v, values + 16 * k * L::ROW_BYTES + 32 * n);
+#pragma unroll
+            for (int m = 0; m < M_TILES; ++m) {
+                mma<T>(out[m][2 * n], p[m], v[0], v[1]);
+                mma<T>(out[m][2 * n + 1], p[m], v[2], v[3]);
+            }
+        }
+    }
+}
+
+template <int M_TILES, int KEYS>
+__device__ __forceinline__ void mask(float (&scores)[M_TILES][KEYS / 8][4], const QueryTile& tile, int first_row,
+                                     int first_key, int window) {
+#pragma unroll
+    for (int m = 0; m < M_TILES; ++m)
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const int token = tile.token(first_row + 16 * m + 8 * h + threadIdx.x % WARP_SIZE / 4);
+            const int end = tile.sequence.end_key(token);
+#pragma unroll
+            for (int n = 0; n < KEYS / 8; ++n)
+#pragma unroll
+                for (int e = 0; e < 2; ++e) {
+                    const int key = first_key + 8 * n + 2 * (threadIdx.x % 4) + e;
+                    if (key >= end || key < end - window) scores[m][n][2 * h + e] = minus_infinity();
+                }
+        }
+}
+
+/* The softmax of a warp's rows so far. Lane (r, c) holds rows r and r + 8 of each tile of 16. */
+template <int D, int M_TILES, int KEYS>
+struct RunningSoftmax {
+    float out[M_TILES][D / 8][4] = {};  // unnormalized
+    float maximum[M_TILES][2], sum[M_TILES][2];
+
+    __device__ __forceinline__ RunningSoftmax() {
+#pragma unroll
+        for (int m = 0; m < M_TILES; ++m)
+#pragma unroll
+            for (int h = 0; h < 2; ++h) maximum[m][h] = minus_infinity(), sum[m][h] = 0.0f;
+    }
+
+    /* Turns scores into weights relative to the new maximum, and rescales what was there. */
+    __device__ __forceinline__ void absorb(float (&scores)[M_TILES][KEYS / 8][4], float factor) {
+#pragma unroll
+        for (int m = 0; m < M_TILES; ++m)
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                float top = maximum[m][h];
+#pragma unroll
+                for (int n = 0; n < KEYS / 8; ++n) top = fmaxf(top, fmaxf(scores[m][n][2 * h], scores[m][n][2 * h + 1]));
+                top = fmaxf(top, __shfl_xor_sync(FULL_WARP, top, 1));
+                top = fmaxf(top, __shfl_xor_sync(FULL_WARP, top, 2));
+                const float base = finite_or_zero(top) * factor;
+                const float shrink = exp2f(maximum[m][h] * factor - base);
+                maximum[m][h] = top;
+                sum[m][h] *= shrink;
+#pragma unroll
+                for (int n = 0; n < KEYS / 8; ++n)
+#pragma unroll
+                    for (int e = 2 * h; e < 2 * h + 2; ++e) {
+                        scores[m][n][e] = exp2f(scores[m][n][e] * factor - base);
+                        sum[m][h] += scores[m][n][e];
+                    }
+#pragma unroll
+                for (int n = 0; n < D / 8; ++n) out[m][n][2 * h] *= shrink, out[m][n][2 * h + 1] *= shrink;
+            }
+    }
+
+    template <typename T>
+    __device__ __forceinline__ void store_to(const AttentionInputs& in, const QueryTile& tile, int first_row) {
+#pragma unroll
+        for (int m = 0; m < M_TILES; ++m)
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                float total = sum[m][h];
+                total += __shfl_xor_sync(FULL_WARP, total, 1);
+                total += __shfl_xor_sync(FULL_WARP, total, 2);
+                const float inverse = total > 0.0f ? 1.0f / total : 0.0f;
+                const int row = first_row + 16 * m + 8 * h + threadIdx.x % WARP_SIZE / 4;
+                if (row >= tile.num_rows) continue;
+                T* to = static_cast<T*>(in.out) + tile.element(row, (int64)in.num_heads * D, D);
+#pragma unroll
+                for (int n = 0; n < D / 8; ++n)
+                    *reinterpret_cast<uint32*>(to + 8 * n + 2 * (threadIdx.x % 4)) =
+                        pack<T>(out[m][n][2 * h] * inverse, out[m][n][2 * h + 1] * inverse);
+            }
+    }
+};
+
+/* The block's query rows: blocks of rows are dealt out from the last of each sequence to the first, longest first. */
+template <typename L>
+__device__ __forceinline__ QueryTile find_tile(const AttentionInputs& in) {
+    const int group = in.group();
+    const auto num_tiles = [&](int seq) {
+        const Sequence s(in, seq);
+        return s.is_served(in) ? (s.query_len * group + L::ROWS - 1) / L::ROWS : 0;
+    };
+    const Located at = locate(in.num_seqs, num_tiles, [&](int) { return (int)blockIdx.y; });
+    const Sequence s(in, max(at.seq, 0));
+    const int first_row = (num_tiles(max(at.seq, 0)) - 1 - at.offset) * L::ROWS;
+    const int num_rows = at.seq < 0 ? 0 : min(L::ROWS, s.query_len * group - first_row);
+    return {s, at.seq, (int)blockIdx.x, first_row, num_rows, group};
+}
+
+template <typename T, int D, int M_TILES, int WARPS, int KEYS>
+__global__ void __launch_bounds__(32 * WARPS) attention_prefill(AttentionInputs in) {
+    using L = Layout<D, M_TILES, WARPS, KEYS>;
+    const QueryTile tile = find_tile<L>(in);
+    if (tile.num_rows <= 0) return;
+    const int lane = threadIdx.x % WARP_SIZE, warp_row = threadIdx.x / WARP_SIZE * 16 * M_TILES;
+    const uint32 shared = shared_address(dynamic_shared());
+    const uint32 queries = shared + (warp_row + lane % 16) * L::ROW_BYTES + lane / 16 * 16;
+    const uint32 keys = shared + L::K_OFFSET + (lane / 16 * 8 + lane % 8) * L::ROW_BYTES + lane / 8 % 2 * 16;
+    const uint32 values = shared + L::V_OFFSET + lane % 16 * L::ROW_BYTES + lane / 16 * 16;
+
+    // All rows see keys [last_begin, first_end); outside of it masks are needed.
+    const int first_token = tile.token(0), last_token = tile.token(tile.num_rows - 1);
+    const int begin_key = tile.sequence.begin_key(first_token, in.window), end_key = tile.sequence.end_key(last_token);
+    const int first_end = tile.sequence.end_key(first_token), last_begin = tile.sequence.begin_key(last_token, in.window);
+    const ScoreScale scale(in);
+    RunningSoftmax<D, M_TILES, KEYS> softmax;
+
+    int first_key = begin_key / KEYS * KEYS;
+    load_queries<T, D, L>(in, tile, shared);
+    load_keys<T, D, KEYS, L>(in, in.k_cache, tile, first_key, begin_key, end_key, shared + L::K_OFFSET);
+    cp_async_commit();
+    for (; first_key < end_key; first_key += KEYS) {
+        cp_async_wait<0>();
+        __syncthreads();  // K is there, and everyone has done with V
+        load_keys<T, D, KEYS, L>(in, in.v_cache, tile, first_key, begin_key, end_key, shared + L::V_OFFSET);
+        cp_async_commit();
+
+        float scores[M_TILES][KEYS / 8][4];
+        multiply_keys<T, D, M_TILES, KEYS, L>(scores, queries, keys);
+        cp_async_wait<0>();
+        __syncthreads();  // V is there, and everyone has done with K
+        if (first_key + KEYS < end_key)
+            load_keys<T, D, KEYS, L>(in, in.k_cache, tile, first_key + KEYS, begin_key, end_key, shared + L::K_OFFSET);
+        cp_async_commit();
+
+        if (scale.inner > 0.0f) {
+#pragma unroll
+            for (int m = 0; m < M_TILES; ++m)
+#pragma unroll
+                for (int n = 0; n < KEYS / 8; ++n)
+#pragma unroll
+                    for (int e = 0; e < 4; ++e) scores[m][n][e] = scale.capped(scores[m][n][e]);
+        }
+        if (first_key + KEYS > first_end || first_key < last_begin) 
+            mask<M_TILES, KEYS>(scores, tile, warp_row, first_key, in.window);
+        softmax.absorb(scores, scale.factor);
+        multiply_values<T, D, M_TILES, KEYS, L>(softmax.out, scores, values);
+    }
+    softmax.template store_to<T>(in, tile, warp_row);
+}
