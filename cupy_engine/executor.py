@@ -21,16 +21,24 @@ class Executor(Protocol):
     def submit(self, plan: StepPlan) -> StepHandle: ...
 
 
-class _DoneStep:
-    """A step that ran while it was submitted; failures wait for :meth:`result` like those of an asynchronous step."""
+class DoneStep:
+    """A step that ran while it was submitted."""
 
-    def __init__(self, outcome: StepResult | Exception) -> None:
-        self._outcome = outcome
+    def __init__(self, result: StepResult) -> None:
+        self._result = result
 
     def result(self) -> StepResult:
-        if isinstance(self._outcome, Exception):
-            raise self._outcome
-        return self._outcome
+        return self._result
+
+
+class FailedStep:
+    """A step that broke while it was submitted; the failure waits for :meth:`result` as an asynchronous one would."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def result(self) -> StepResult:
+        raise self._error
 
 
 class InProcessExecutor:
@@ -41,6 +49,6 @@ class InProcessExecutor:
 
     def submit(self, plan: StepPlan) -> StepHandle:
         try:
-            return _DoneStep(self._worker.run(plan))
+            return DoneStep(self._worker.run(plan))
         except Exception as error:  # whatever breaks a step fails its requests, not the engine
-            return _DoneStep(error)
+            return FailedStep(error)

@@ -10,6 +10,7 @@ from cupy_engine.batch import AttentionMetadata, Batch
 from cupy_engine.device import Array
 from cupy_engine.kv_cache import KVCache
 from cupy_engine.messages import TokenLogprobs
+from cupy_engine.ops.last_tokens import take_last_tokens
 from cupy_engine.plan import SlotSetup, StepError, StepPlan, StepResult
 from cupy_engine.sampler import NOTHING_ALLOWED, Sampler
 from cupy_engine.slot_table import PackedStep, SlotTable
@@ -68,9 +69,8 @@ class Worker:
             host_query_lens=step.query_lens,
             host_context_lens=step.context_lens,
         )
-        drawn = np.flatnonzero(step.token_ids < 0)
-        step.token_ids[drawn] = self._last_tokens[-1 - step.token_ids[drawn]]
-        return Batch(step.token_ids, step.positions, attention, step.logits_rows)
+        token_ids = take_last_tokens(step.token_ids, self._last_tokens)
+        return Batch(token_ids, step.positions, attention, step.logits_rows)
 
     def _draw(self, plan: StepPlan, step: PackedStep, hidden: Array) -> StepResult:
         if not len(step.draw_slots):

@@ -111,5 +111,6 @@ INSTANTIATIONS: dict[str, tuple[str, ...]] = {
     "attention_prefill.cu": tuple(
         layout.expression(t, head_dim) for t in HALF_TYPES for head_dim, layout in PREFILL_LAYOUTS.items()
     ),
+    "last_tokens.cu": ("take_last_tokens",),
     "rope.cu": tuple(f"rope_and_write_kv<{t}, {width}>" for t, width in _TYPE_WIDTHS),
 }
