@@ -1,0 +1,84 @@
+"""Decode steps as CUDA graphs: captured once per batch bucket, replayed with one launch.
+
+A captured graph repeats the same launches on the same addresses. So a step's integers arrive in buffers that never
+move, everything the graph allocates comes from a memory pool of its own, and batches are padded to the next bucket.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+Output = TypeVar("Output")
+
+
+def batch_buckets(max_batch: int) -> list[int]:
+    """Batch sizes worth a graph: 1, 2, 4, every 8 up to 64, every 16 up to 256, every 32 beyond, and the largest."""
+    sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, max_batch + 1, 32)]
+    return sorted({size for size in sizes if size < max_batch} | {max_batch})
+
+
+class GraphSet(Generic[Output]):
+    """Graphs of one computation by batch bucket.
+
+    Args:
+        stream: where graphs are captured and run.
+        compute: enqueues the computation for a bucket and returns its outputs, which stay where they are.
+        buckets: batch sizes, ascending.
+    """
+
+    def __init__(self, stream: Any, compute: Callable[[int], Output], buckets: list[int]) -> None:
+        import cupy
+
+        self._stream = stream
+        self._compute = compute
+        self._buckets = buckets
+        self._pool = cupy.cuda.MemoryPool()
+        self._graphs: dict[int, tuple[Any, Output]] = {}
+
+    def bucket(self, batch_size: int) -> int | None:
+        """The smallest bucket that holds the batch; ``None`` if there is none."""
+        index = bisect.bisect_left(self._buckets, batch_size)
+        return self._buckets[index] if index < len(self._buckets) else None
+
+    def warm_up(self) -> int:
+        """Run the largest bucket once: kernels are compiled, the pool grows. Returns the pool's bytes."""
+        self._run_eagerly(self._buckets[-1])
+        return int(self._pool.total_bytes())
+
+    def capture_all(self) -> None:
+        """Capture every bucket, largest first, so that the smaller ones find their memory in the pool."""
+        for bucket in reversed(self._buckets):
+            self._graph(bucket)
+
+    def launch(self, bucket: int) -> Output:
+        """Replay a bucket's graph, capturing it if it is new; returns its outputs, valid until the next launch."""
+        graph, outputs = self._graph(bucket)
+        graph.launch(self._stream)
+        return outputs
+
+    def _graph(self, bucket: int) -> tuple[Any, Output]:
+        if bucket not in self._graphs:
+            self._run_eagerly(
+                bucket
+            )  # compiles, chooses GEMM algorithms and grows the pool: none of it may be captured
+            self._graphs[bucket] = self._capture(bucket)
+        return self._graphs[bucket]
+
+    def _run_eagerly(self, bucket: int) -> None:
+        import cupy
+
+        with cupy.cuda.using_allocator(self._pool.malloc), self._stream:
+            self._compute(bucket)
+        self._stream.synchronize()
+
+    def _capture(self, bucket: int) -> tuple[Any, Output]:
+        import cupy
+
+        with cupy.cuda.using_allocator(self._pool.malloc), self._stream:
+            self._stream.begin_capture()
+            outputs = self._compute(bucket)
+            graph = self._stream.end_capture()
+        graph.upload(self._stream)
+        return graph, outputs

@@ -1,0 +1,166 @@
+"""The worker on a GPU: decode steps as captured graphs, others launched one by one, results fetched without waiting.
+
+submit(n)    pack ─ copy in ─ graph or launches ─ copy out ─ event        returns at once
+submit(n+1)  … the tokens of step n are read on the device …
+result(n)    wait for the event of step n, read its tokens from pinned memory
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cupy_engine.batch import AttentionMetadata, Batch
+from cupy_engine.cuda_device import CudaDevice
+from cupy_engine.cuda_graph import GraphSet, batch_buckets
+from cupy_engine.cuda_sampler import CudaSampler
+from cupy_engine.device import Array
+from cupy_engine.executor import FailedStep, StepHandle
+from cupy_engine.kv_cache import KVCache
+from cupy_engine.ops.last_tokens import take_last_tokens
+from cupy_engine.plan import StepError, StepPlan, StepResult
+from cupy_engine.sampler import NOT_FINITE, NOTHING_ALLOWED
+from cupy_engine.slot_table import PackedStep, SlotTable
+from cupy_engine.step_buffers import StepArrays, StepBuffers, StepShape
+from cupy_engine.worker import Model, move_blocks
+
+_NO_TOKEN = {-1: StepError(NOT_FINITE, "internal"), -2: StepError(NOTHING_ALLOWED, "invalid")}
+
+
+@dataclass(slots=True)
+class CudaStep:
+    """A step under way on the GPU."""
+
+    step_id: int
+    draw_sequences: np.ndarray  # [N]
+    token_ids: np.ndarray  # [N] int32, pinned; valid after the event
+    done: Any  # event
+
+    def result(self) -> StepResult:
+        self.done.synchronize()
+        token_ids = self.token_ids.tolist()
+        errors = {
+            int(self.draw_sequences[i]): _NO_TOKEN[token_id] for i, token_id in enumerate(token_ids) if token_id < 0
+        }
+        drawn = [max(token_id, 0) for token_id in token_ids]
+        return StepResult(self.step_id, drawn, [None] * len(drawn), errors=errors)
+
+
+class CudaWorker:
+    """Weights, KV cache, slots and graphs on one GPU. An executor of its own: steps run in order of submission.
+
+    Args:
+        max_num_tokens: tokens of the largest step.
+        max_num_seqs: slots.
+        table_width: block table columns.
+        max_steps_in_flight: submitted steps whose results have not been read.
+    """
+
+    def __init__(
+        self,
+        device: CudaDevice,
+        model: Model,
+        kv_cache: KVCache,
+        sampler: CudaSampler,
+        slots: SlotTable,
+        *,
+        max_num_tokens: int,
+        max_num_seqs: int,
+        table_width: int,
+        max_steps_in_flight: int,
+    ) -> None:
+        import cupyx
+
+        self._device = device
+        self._model = model
+        self._kv_cache = kv_cache
+        self._sampler = sampler
+        self._slots = slots
+        self._table_width = table_width
+        largest = StepShape(max_num_tokens, max_num_seqs, table_width, max_num_seqs, max_num_seqs)
+        self._buffers = StepBuffers(largest, max_steps_in_flight + 1)
+        self._drawn = device.empty((max_num_seqs,), np.int32)
+        self._results = [cupyx.empty_pinned(max_num_seqs, np.int32) for _ in range(max_steps_in_flight + 1)]
+        self.graphs = GraphSet(device.stream, self._decode_bucket, batch_buckets(max_num_seqs))
+
+    def submit(self, plan: StepPlan) -> StepHandle:
+        """Enqueue a step."""
+        try:
+            with self._device.use():
+                return self._submit(plan)
+        except Exception as error:  # whatever breaks a step fails its requests, not the engine
+            return FailedStep(error)
+
+    def _submit(self, plan: StepPlan) -> CudaStep:
+        move_blocks(plan, self._kv_cache)
+        for setup in plan.slot_setups:
+            self._sampler.set_slot(setup)
+        self._slots.write(plan)
+        self._sampler.flush(self._device.stream)
+        if not plan.sequences:
+            return self._finish(plan.step_id, np.empty(0, np.int32))
+        step = self._slots.pack(plan.sequences)
+        bucket = self.graphs.bucket(len(step.draw_slots)) if step.is_decode else None
+        if bucket is None:
+            self._run_eagerly(step)
+        else:
+            self._buffers.upload(step, StepShape.decode(bucket, self._table_width), self._device.stream)
+            self.graphs.launch(bucket)
+        return self._finish(plan.step_id, step.draw_sequences)
+
+    def _run_eagerly(self, step: PackedStep) -> None:
+        shape = StepShape.of(step)
+        self._buffers.upload(step, shape, self._device.stream)
+        arrays = StepArrays.view(self._buffers.memory, shape)
+        hidden = self._model.forward(_batch(arrays, step, self._sampler.last_tokens), self._kv_cache)
+        if shape.num_draws:
+            self._sample(hidden[arrays.logits_rows], arrays)
+
+    def _decode_bucket(self, bucket: int) -> Array:
+        """Enqueue a decode step of ``bucket`` sequences whose integers are in the buffers; returns its logits."""
+        arrays = StepArrays.view(self._buffers.memory, StepShape.decode(bucket, self._table_width))
+        ones = np.ones(bucket, np.int32)
+        attention = _attention(arrays, ones, ones)
+        token_ids = take_last_tokens(arrays.token_ids, self._sampler.last_tokens)
+        hidden = self._model.forward(Batch(token_ids, arrays.positions, attention, arrays.logits_rows), self._kv_cache)
+        return self._sample(hidden, arrays)
+
+    def _sample(self, hidden: Array, arrays: StepArrays) -> Array:
+        logits = self._model.compute_logits(hidden)
+        drawn = self._drawn[: len(arrays.draw_slots)]
+        self._sampler.sample(logits, arrays.draw_rows, arrays.draw_slots, arrays.draw_positions, drawn)
+        return logits
+
+    def _finish(self, step_id: int, draw_sequences: np.ndarray) -> CudaStep:
+        """Enqueue the copy of the tokens to the host."""
+        import cupy
+
+        num_draws, stream = len(draw_sequences), self._device.stream
+        token_ids = self._results[step_id % len(self._results)][:num_draws]
+        if num_draws:
+            kind = cupy.cuda.runtime.memcpyDeviceToHost
+            cupy.cuda.runtime.memcpyAsync(token_ids.ctypes.data, self._drawn.data.ptr, 4 * num_draws, kind, stream.ptr)
+        done = cupy.cuda.Event(disable_timing=True)
+        done.record(stream)
+        return CudaStep(step_id, draw_sequences, token_ids, done)
+
+
+def _batch(arrays: StepArrays, step: PackedStep, last_tokens: Array) -> Batch:
+    token_ids = take_last_tokens(arrays.token_ids, last_tokens)
+    attention = _attention(arrays, step.query_lens, step.context_lens)
+    return Batch(token_ids, arrays.positions, attention, arrays.logits_rows)
+
+
+def _attention(arrays: StepArrays, query_lens: np.ndarray, context_lens: np.ndarray) -> AttentionMetadata:
+    return AttentionMetadata(
+        query_start=arrays.query_start,
+        context_lens=arrays.context_lens,
+        block_tables=arrays.block_tables,
+        slot_mapping=arrays.slot_mapping,
+        max_query_len=int(query_lens.max()),
+        max_context_len=int(context_lens.max()),
+        host_query_lens=query_lens,
+        host_context_lens=context_lens,
+    )
