@@ -7,7 +7,10 @@ copied, or was overwritten too early therefore gives other tokens than :func:`ex
 
 from __future__ import annotations
 
-from cupy_engine.plan import SlotSetup, StepError, StepPlan, StepResult
+import itertools
+
+from cupy_engine.messages import TokenLogprobs
+from cupy_engine.plan import ScheduledSequence, SlotSetup, StepError, StepPlan, StepResult
 from cupy_engine.sampling_params import SamplingParams
 
 VOCAB_SIZE = 6
@@ -42,6 +45,20 @@ def expected_tokens(prompt: list[int], seed: int, params: SamplingParams, max_mo
         if len(output) == limit:
             return output, "length"
         state = chained(state, output[-1])
+
+
+def expected_prompt_logprobs(prompt: list[int]) -> list[TokenLogprobs | None]:
+    """One entry per prompt token, none for the first."""
+    logprobs: list[TokenLogprobs | None] = [None]
+    state = _START
+    for previous, token_id in itertools.pairwise(prompt):
+        state = chained(state, previous)
+        logprobs.append(prompt_logprob(state, token_id))
+    return logprobs
+
+
+def prompt_logprob(state: int, token_id: int) -> TokenLogprobs:
+    return TokenLogprobs(token_id, float(hash((state, token_id)) % 1000), 1, [])
 
 
 class FakeWorker:
@@ -128,9 +145,18 @@ class FakeWorker:
                 self.last_tokens[slot] = token_id
                 result.token_ids.append(token_id)
                 result.logprobs.append(None)
+            if entry.num_prompt_logprobs is not None:
+                result.prompt_logprobs[plan_index] = self._prompt_logprobs(entry)
             if (plan.step_id, plan_index) in self.failing_draws:
                 result.errors[plan_index] = StepError("not finite", "internal")
         return result
+
+    def _prompt_logprobs(self, entry: ScheduledSequence) -> list[TokenLogprobs]:
+        setup = self.setups[entry.slot]
+        assert setup is not None
+        last = min(entry.start + entry.num_tokens, setup.num_prompt_tokens - 1)
+        positions = range(entry.start + 1, last + 1)
+        return [prompt_logprob(self._state(entry.slot, p), setup.token_ids[p]) for p in positions]
 
     def _spoil(self, plan: StepPlan) -> None:
         touched = [device_id for _, device_id in plan.swap_in + plan.block_copies]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from fake_worker import EOS, FakeWorker, expected_tokens
+from fake_worker import EOS, FakeWorker, expected_prompt_logprobs, expected_tokens
 
 from cupy_engine.block_manager import BlockManager
 from cupy_engine.messages import GenerateRequest, SequenceOutput
@@ -22,6 +22,31 @@ class Received:
 
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
+    stop_reason: int | None = None
+    num_cached_tokens: int = 0
+    prompt_logprobs: list | None = None
+
+
+def endless(max_tokens: int = 100, **params: object) -> dict[str, object]:
+    """Parameters of a request that runs to ``max_tokens`` whatever it draws."""
+    return {"ignore_eos": True, "max_tokens": max_tokens, **params}
+
+
+def seed_for(prompt: list[int], num_tokens: int, max_model_len: int = 64) -> int:
+    """A seed with which the prompt's continuation ends by itself after ``num_tokens`` tokens."""
+    params = SamplingParams(max_tokens=num_tokens + 1)
+    return next(
+        seed for seed in range(1000) if len(expected_tokens(prompt, seed, params, max_model_len)[0]) == num_tokens
+    )
+
+
+def ref_counts(harness: Harness) -> list[int]:
+    return [block.ref_count for block in harness.manager.pool.blocks]
+
+
+def spans(plan: StepPlan) -> list[tuple[int, int, int]]:
+    """(slot, start, end) of what a plan computes, in its order."""
+    return [(entry.slot, entry.start, entry.start + entry.num_tokens) for entry in plan.sequences]
 
 
 class Harness:
@@ -68,6 +93,7 @@ class Harness:
         self.received: dict[tuple[str, int], Received] = {}
         self.errors: dict[str, SequenceOutput] = {}
         self.expected: dict[tuple[str, int], tuple[list[int], str]] = {}
+        self.expected_prompt_logprobs: dict[str, list] = {}
         self.aborted: set[tuple[str, int]] = set()
         self._now_s = 0.0
 
@@ -94,8 +120,11 @@ class Harness:
             deadline_s=deadline_s,
         )
         self.scheduler.add(message)
+        if message.params.prompt_logprobs is not None:
+            self.expected_prompt_logprobs[request_id] = expected_prompt_logprobs(prompt)
         for sequence in self.scheduler._requests[request_id].sequences:
             self.received[request_id, sequence.index] = Received()
+            self.aborted.discard((request_id, sequence.index))
             self.expected[request_id, sequence.index] = expected_tokens(
                 message.prompt_token_ids, sequence.seed, message.params, self.max_model_len
             )
@@ -162,8 +191,14 @@ class Harness:
             received = self.received[output.request_id, output.index]
             assert received.finish_reason is None, "an output after the last one"
             assert (output.request_id, output.index) not in self.aborted, "an output of an aborted sequence"
+            if not received.token_ids:
+                received.num_cached_tokens = output.num_cached_tokens
+                received.prompt_logprobs = output.prompt_logprobs
+            else:
+                assert (output.num_cached_tokens, output.prompt_logprobs) == (0, None), "told twice"
             received.token_ids += output.token_ids
             received.finish_reason = output.finish_reason
+            received.stop_reason = output.stop_reason
 
     def check(self) -> None:
         self.scheduler.check_integrity()
@@ -173,6 +208,8 @@ class Harness:
         for key, received in self.received.items():
             token_ids, finish_reason = self.expected[key]
             assert received.token_ids == token_ids[: len(received.token_ids)], key
+            if received.token_ids and key[1] == 0:
+                assert received.prompt_logprobs == self.expected_prompt_logprobs.get(key[0]), key
             if key in self.aborted or key[0] in self.errors:
                 assert received.finish_reason is None or received.token_ids == token_ids
             else:

@@ -25,7 +25,7 @@ def harnesses(draw):
         budget=draw(st.integers(1, 20)),
         max_model_len=draw(st.integers(3, num_blocks * block_size)),
         policy=draw(POLICIES),
-        steps_in_flight=draw(st.integers(1, 2)),
+        steps_in_flight=draw(st.integers(1, 3)),
         enable_prefix_caching=draw(st.booleans()),
     )
 
@@ -45,7 +45,7 @@ def add_random_request(draw, harness, number):
         stop_token_ids=draw(st.sampled_from([[], [3], [3, 4]])),
         priority=draw(st.integers(0, 3)),
         salt=draw(st.sampled_from(["", "alice"])),
-        prompt_logprobs=None,
+        prompt_logprobs=draw(st.sampled_from([None, None, 1])),
     )
 
 
