@@ -2,9 +2,9 @@
 
     | magic, version, counts | metadata: key, type, value … | tensors: name, dims, type, offset … | pad | tensor data |
 
-The ``gguf`` library's own reader builds several NumPy views per string and takes 2.6 s on a vocabulary of 49,152
-tokens, more than a server may take to start; this one takes 0.03 s. Of the library we use the table of quantization
-types here and the dequantization in :mod:`cupy_engine.gguf_weights`.
+The ``gguf`` library's own reader builds several NumPy views per string and takes 2.6 s or more on a vocabulary of
+49,152 tokens, all the time a server has to start; this one takes 0.03 s. Of the library we use the table of
+quantization types here and the dequantization in :mod:`cupy_engine.gguf_weights`.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """

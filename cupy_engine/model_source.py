@@ -82,7 +82,7 @@ def resolve_model(model: str | Path, *, offline: bool = False, progress: bool = 
     if path.is_file():
         return _single_file(path)
     if isinstance(model, str) and is_hub_id(model) and not name.endswith(".gguf"):
-        return ModelFiles(name, folder=fetch_hub_model(model, offline=offline))
+        return ModelFiles(name, folder=fetch_hub_model(model, offline=offline, progress=progress))
     raise ModelLoadError(
         f"no model {name!r}: neither a built-in name ({', '.join(_BUILT_IN)}) nor an existing folder or .gguf file "
         f"nor a hub id like organization/name"

@@ -71,9 +71,11 @@ class TestHub:
             return str(tmp_path)
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-        assert resolve_model("org/some-model", offline=True) == ModelFiles("org/some-model", folder=tmp_path)
+        files = resolve_model("org/some-model", offline=True, progress=False)
+        assert files == ModelFiles("org/some-model", folder=tmp_path)
         ((repo_id, options),) = calls
         assert (repo_id, options["local_files_only"]) == ("org/some-model", True)
+        assert list(options["tqdm_class"]([1, 2], desc="shows nothing", name="x")) == [1, 2]
         assert not [pattern for pattern in options["allow_patterns"] if pattern.endswith((".py", ".bin", ".pt", "*"))]
 
     def test_a_folder_wins(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
