@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from cupy_engine.host_memory import keep_freed_memory
+
 Array = Any  # numpy.ndarray or cupy.ndarray: same shape, dtype and slicing semantics
 
 
@@ -23,6 +25,9 @@ class Device(Protocol):
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array: ...
 
+    def host_zeros(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """Host memory that the device can copy from and to at full speed."""
+
     def to_host(self, array: Array) -> np.ndarray: ...
 
     def free_memory_bytes(self) -> int:
@@ -35,11 +40,17 @@ class NumpyDevice:
     name = "cpu"
     xp = np
 
+    def __init__(self) -> None:
+        keep_freed_memory()
+
     def asarray(self, host: np.ndarray, dtype: Any = None) -> np.ndarray:
         return np.ascontiguousarray(host, dtype=dtype)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         return np.empty(shape, dtype)
+
+    def host_zeros(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        return np.zeros(shape, dtype)
 
     def to_host(self, array: np.ndarray) -> np.ndarray:
         return array

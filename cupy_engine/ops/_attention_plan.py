@@ -51,9 +51,9 @@ class Prefill:
 
 @dataclass(slots=True)
 class AttentionPlan:
-    """All of a step's attention. ``decode_shares`` has one list of groups per thread."""
+    """All of a step's attention."""
 
-    decode_shares: list[list[DecodeGroup]]
+    decodes: list[DecodeGroup]
     prefills: list[Prefill]
 
 
@@ -74,7 +74,7 @@ def plan_attention(
         _prefill(last_rows[s], query_lens[s], context_lens[s], tables[s], block_size, num_heads, sliding_window)
         for s in np.flatnonzero(query_lens > 1)
     ]
-    return AttentionPlan(_share(groups), prefills)
+    return AttentionPlan(groups, prefills)
 
 
 @dataclass(slots=True)
@@ -126,16 +126,6 @@ def _decode_group(rows: np.ndarray, tables: np.ndarray, spans: _KeySpans, block_
         return DecodeGroup(rows, blocks, keys, None, None)
     mask = np.where(is_unseen, np.float32(-np.inf), np.float32(0))[:, None, None]
     return DecodeGroup(rows, blocks, keys, mask, np.nonzero(is_unseen))
-
-
-def _share(groups: list[DecodeGroup]) -> list[list[DecodeGroup]]:
-    shares: list[list[DecodeGroup]] = [[] for _ in range(min(len(groups), crew().num_threads))]
-    loads = [0] * len(shares)
-    for group in sorted(groups, key=lambda g: -g.blocks.size):
-        lightest = loads.index(min(loads))
-        shares[lightest].append(group)
-        loads[lightest] += group.blocks.size
-    return shares
 
 
 def _prefill(

@@ -47,14 +47,9 @@ class _PagedAttention:
         self._num_kv_heads, self._head_dim = k_cache.shape[2:]
 
     def run(self, plan: AttentionPlan) -> None:
-        if plan.decode_shares:
-            crew().run(self._decode_all, [(share,) for share in plan.decode_shares])
+        crew().run(self._decode, [(group,) for group in plan.decodes])
         for prefill in plan.prefills:
             self._prefill(prefill)
-
-    def _decode_all(self, groups: list[DecodeGroup]) -> None:
-        for group in groups:
-            self._decode(group)
 
     def _decode(self, group: DecodeGroup) -> None:
         n = len(group.rows)

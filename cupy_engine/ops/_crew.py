@@ -1,20 +1,55 @@
 """A few threads that share one op's work in the NumPy backend.
 
-NumPy lets go of the interpreter lock inside its loops, and a hand-over costs some 40 µs, so it pays to cut an op of a
-few hundred microseconds in two. Large matrix products need no help: BLAS has threads of its own.
+NumPy lets go of the interpreter lock inside its loops, and waking a helper takes some 40 µs, so it pays to cut an op of
+a few hundred microseconds in parts. Large matrix products need no help: BLAS has threads of its own.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from queue import SimpleQueue
 
 _MAX_THREADS = 4
 
-_Task = tuple[Callable[..., object], tuple[object, ...]]
+
+class _Job:
+    """Parts of one op's work, taken by whoever is free."""
+
+    def __init__(self, function: Callable[..., object], parts: Iterable[tuple[object, ...]]) -> None:
+        self._function = function
+        self._parts = deque(parts)
+        self._helpers: list[None] = []  # one entry per helper that has begun
+        self._outcomes: SimpleQueue[BaseException | None] = SimpleQueue()
+
+    def work(self) -> None:
+        """Do parts until none is left."""
+        while True:
+            try:
+                part = self._parts.popleft()
+            except IndexError:
+                return
+            self._function(*part)
+
+    def help(self) -> None:
+        """The same in a helper: announced before the first part is taken, so that the caller knows to wait."""
+        self._helpers.append(None)
+        try:
+            self.work()
+        except BaseException as error:
+            self._outcomes.put(error)
+        else:
+            self._outcomes.put(None)
+
+    def wait(self) -> None:
+        """Wait for the helpers that have begun; the others will find nothing to do. Raises what a part raised."""
+        self._parts.clear()
+        errors = [error for _ in self._helpers if (error := self._outcomes.get())]
+        if errors:
+            raise errors[0]
 
 
 class Crew:
@@ -22,52 +57,41 @@ class Crew:
 
     def __init__(self, num_threads: int) -> None:
         self.num_threads = num_threads
-        self._is_busy = threading.Lock()
-        self._tasks: list[SimpleQueue[_Task]] = []
-        self._outcomes: SimpleQueue[BaseException | None] = SimpleQueue()
+        self._jobs: SimpleQueue[_Job] = SimpleQueue()
+        self._start_helpers = threading.Lock()
+        self._has_helpers = False
 
-    def run(self, function: Callable[..., object], arguments: Sequence[tuple[object, ...]]) -> None:
-        """Call ``function`` once with each tuple of arguments (at most ``num_threads``), side by side; wait for all.
+    def run(self, function: Callable[..., object], parts: list[tuple[object, ...]]) -> None:
+        """Call ``function`` once with each tuple of arguments, in any order, in any thread; wait for all calls.
 
-        Raises what a call raised. A caller that finds the crew at work for another thread works alone.
+        A helper that is slow to wake costs nothing: the caller takes part after part meanwhile.
+
+        Raises:
+            Exception: what a call raised; parts not yet begun are then dropped.
         """
-        if len(arguments) == 1 or not self._is_busy.acquire(blocking=False):
-            for own in arguments:
-                function(*own)
-            return
+        num_helpers = min(self.num_threads, len(parts)) - 1
+        job = _Job(function, parts)
+        for _ in range(num_helpers):
+            self._hand_out(job)
         try:
-            self._share(function, arguments)
+            job.work()
         finally:
-            self._is_busy.release()
+            job.wait()
 
-    def _share(self, function: Callable[..., object], arguments: Sequence[tuple[object, ...]]) -> None:
-        self._start(len(arguments) - 1)
-        for tasks, handed in zip(self._tasks, arguments[1:], strict=False):
-            tasks.put((function, handed))
-        try:
-            function(*arguments[0])
-        finally:
-            outcomes = [self._outcomes.get() for _ in arguments[1:]]
-        for error in filter(None, outcomes):
-            raise error
+    def _hand_out(self, job: _Job) -> None:
+        if not self._has_helpers:
+            with self._start_helpers:
+                self._start()
+        self._jobs.put(job)
 
-    def _start(self, num_helpers: int) -> None:
-        while len(self._tasks) < num_helpers:
-            tasks: SimpleQueue[_Task] = SimpleQueue()
-            name = f"cupy-engine-ops-{len(self._tasks) + 1}"
-            threading.Thread(target=self._help, args=(tasks,), name=name, daemon=True).start()
-            self._tasks.append(tasks)
+    def _start(self) -> None:
+        for i in range(0 if self._has_helpers else self.num_threads - 1):
+            threading.Thread(target=self._help, name=f"cupy-engine-ops-{i}", daemon=True).start()
+        self._has_helpers = True
 
-    def _help(self, tasks: SimpleQueue[_Task]) -> None:
+    def _help(self) -> None:
         while True:
-            function, arguments = tasks.get()
-            try:
-                function(*arguments)
-            except BaseException as error:
-                self._outcomes.put(error)
-            else:
-                self._outcomes.put(None)
-            del function, arguments
+            self._jobs.get().help()
 
 
 def even_cuts(length: int, num_parts: int) -> list[slice]:

@@ -24,6 +24,7 @@ _MAX_TILE_WORK = 1_000_000  # multiply-adds; above, OpenBLAS uses its packing ke
 _MAX_ROWS = 128  # of x
 _MAX_BLOCK = 32  # columns of x.T in a tile
 _MIN_SLAB, _MAX_SLAB, _SLAB_STEP = 32, 192, 16  # rows of weight in a tile
+_SHARES_PER_THREAD = 2
 _MIN_WEIGHT_SIZE = 1 << 18  # elements; below, handing over to another thread costs more than it saves
 
 
@@ -58,7 +59,8 @@ def _matmul_in_tiles(x: np.ndarray, weight: np.ndarray, widest_block: int) -> np
         for cut, block in zip(cuts, blocks, strict=True):
             np.matmul(slabs[share], block, out=out_slabs[share, :, cut])
 
-    crew().run(multiply, [(share,) for share in even_cuts(num_slabs, crew().num_threads)])
+    num_shares = min(num_slabs, _SHARES_PER_THREAD * crew().num_threads)
+    crew().run(multiply, [(share,) for share in even_cuts(num_slabs, num_shares)])
     if tiled < len(weight):
         np.matmul(weight[tiled:], x.T, out=out[tiled:])
     return out.T
