@@ -113,7 +113,7 @@ class BlockPool:
         return None if block is None else block.block_id
 
     def register(self, block_id: int, block_hash: bytes) -> None:
-        """Make a full block findable. If equal content is registered already, that block stays the one that is found."""
+        """Make a full block findable. If equal content is registered already, that block stays the one found."""
         block = self.blocks[block_id]
         if block.block_hash is None and block_hash not in self._block_by_hash:
             block.block_hash = block_hash

@@ -43,7 +43,7 @@ class EngineConfig:
         priority_ageing_s: with ``priority``, waiting this long is worth one priority level, so nothing starves.
         preemption_mode: how a sequence makes room; ``auto`` takes what is expected to be cheaper.
         max_queue_len: most requests that may wait.
-        max_steps_in_flight: steps submitted before the first one's tokens are known.
+        max_steps_in_flight: steps submitted before the first one's tokens are known; default: the backend's.
         seed: of the seeds drawn for requests that bring none; ``None`` is different every time.
         log_schedule: write every scheduling decision to the log ``cupy_engine.schedule``.
 
@@ -73,7 +73,7 @@ class EngineConfig:
     priority_ageing_s: float = 30.0
     preemption_mode: PreemptionMode = "auto"
     max_queue_len: int = 1024
-    max_steps_in_flight: int = 1
+    max_steps_in_flight: int | None = None
     seed: int | None = None
     log_schedule: bool = False
 

@@ -52,6 +52,13 @@ class CudaDevice:
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         return self.xp.empty(shape, dtype)
 
+    def host_zeros(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """Page-locked memory."""
+        import cupyx
+
+        zeros: np.ndarray = cupyx.zeros_pinned(shape, dtype)
+        return zeros
+
     def to_host(self, array: Array) -> np.ndarray:
         return np.asarray(self.xp.asnumpy(array))
 

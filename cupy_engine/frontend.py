@@ -67,7 +67,7 @@ class FrontEnd:
         """Tokenize and check.
 
         Raises:
-            InvalidRequestError: empty or too long a prompt, a token id outside the vocabulary, text without a tokenizer.
+            InvalidRequestError: an empty or too long prompt, an id outside the vocabulary, text without a tokenizer.
         """
         token_ids = self._encode(prompt, add_special_tokens)
         if params.truncate_prompt_tokens is not None:

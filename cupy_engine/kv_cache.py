@@ -43,7 +43,7 @@ class KVCache:
             return (config.num_layers, 2, blocks, block_size, config.num_kv_heads, config.head_dim)
 
         self._blocks = device.xp.zeros(shape(num_blocks), dtype)  # zeros: stale NaN must not leak past a mask
-        self._host_blocks = np.zeros(shape(num_host_blocks), dtype)
+        self._host_blocks = device.host_zeros(shape(num_host_blocks), dtype)
         self._layers = [(kv[0], kv[1]) for kv in self._blocks]
 
     def layer(self, index: int) -> tuple[Array, Array]:
