@@ -82,7 +82,7 @@ class NumpyBackend:
     def __init__(self) -> None:
         self.device = NumpyDevice()
 
-    def dtype(self, config: EngineConfig, model: ModelConfig) -> Any:  # noqa: ARG002
+    def dtype(self, config: EngineConfig, model: ModelConfig) -> Any:
         if config.dtype not in ("auto", "float32"):
             raise ConfigError(
                 "dtype", f"the CPU computes in float32 only, got {config.dtype!r}; use 'auto' or 'float32'"
@@ -94,7 +94,7 @@ class NumpyBackend:
         config: EngineConfig,
         model_config: ModelConfig,
         model: Model,
-        dtype: Any,  # noqa: ARG002
+        dtype: Any,
     ) -> MemoryPlan:
         default_budget = min(_CPU_KV_BYTES, int(_CPU_KV_SHARE * self.device.free_memory_bytes()))
         budget = config.kv_cache_memory_bytes or default_budget

@@ -20,7 +20,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True, omit_defaults=True, tag="gen
     """A prompt to continue. Text is the front end's affair: the core sees token ids only.
 
     ``request_id`` is unique among live requests. ``priority``: lower runs earlier. ``cache_salt`` separates prefix
-    caches. ``arrival_time_s`` and ``deadline_s`` are on the host's monotonic clock, which all processes of one machine share.
+    caches. ``arrival_time_s`` and ``deadline_s`` are on the host's monotonic clock, which all its processes share.
     """
 
     request_id: str

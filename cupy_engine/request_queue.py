@@ -26,7 +26,7 @@ class FcfsPolicy:
     def key(self, sequence: Sequence) -> OrderKey:
         return (0.0, sequence.request.arrival_time_s, sequence.sequence_id, sequence.index)
 
-    def may_displace(self, candidate: Request, running: Request) -> bool:  # noqa: ARG002
+    def may_displace(self, candidate: Request, running: Request) -> bool:
         return False
 
 
