@@ -29,6 +29,7 @@ HealthState = Literal["starting", "loading", "ready", "stopping", "stalled", "un
 Mail = list[SequenceOutput] | Exception
 
 STATS_TIMEOUT_S = 5.0
+NEWS_TIMEOUT_S = 0.5
 _SENTENCES: dict[HealthState, str] = {
     "starting": "the engine is starting; try again in a moment",
     "loading": "the engine is loading the model; try again in a moment",
@@ -82,6 +83,8 @@ class EngineClient:
         """How the engine is doing, from its latest answer and how old that is."""
         self.connect()
         link = self._connection
+        if not link.is_lost and (link.status is None or link.status.state == "loading"):
+            link.await_news(NEWS_TIMEOUT_S)  # what we know may be old: another worker may have called it ready
         if link.is_lost:
             return "dead"
         if link.status is None:

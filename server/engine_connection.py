@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 PING_INTERVAL_S = 0.25
 SILENCE_LIMIT_S = 10.0
+EAGER_PING_INTERVAL_S = 0.05  # until it is ready
 
 
 class Listener(Protocol):
@@ -50,12 +51,18 @@ class EngineConnection(threading.Thread):
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._is_closing = False
         self._heard_s = 0.0
+        self._news = threading.Condition()
         self.status: EngineStatus | None = None
         self.is_lost = False
 
     @property
     def is_silent(self) -> bool:
         return self.status is not None and time.monotonic() - self._heard_s > SILENCE_LIMIT_S
+
+    def await_news(self, timeout_s: float) -> None:
+        """Wait for the engine's next answer."""
+        with self._news:
+            self._news.wait(timeout_s)
 
     def send(self, commands: Sequence[Command]) -> None:
         """Queue commands for the engine; any thread may call this."""
@@ -80,10 +87,12 @@ class EngineConnection(threading.Thread):
                 poller.register(source, zmq.POLLIN)
             next_ping_s = 0.0
             while not self._is_closing:
+                is_ready = self.status is not None and self.status.state == "ready"
+                interval_s = PING_INTERVAL_S if is_ready else EAGER_PING_INTERVAL_S
                 if time.monotonic() >= next_ping_s:
                     self._ping()
-                    next_ping_s = time.monotonic() + PING_INTERVAL_S
-                ready = dict(poller.poll(int(PING_INTERVAL_S * 1000)))
+                    next_ping_s = time.monotonic() + interval_s
+                ready = dict(poller.poll(int(interval_s * 1000)))
                 if self._wake in ready:
                     os.eventfd_read(self._wake)
                 self._flush()
@@ -126,6 +135,8 @@ class EngineConnection(threading.Thread):
                 self._heard_s = time.monotonic()
         if self.status is not None:
             self._listener.on_status(self.status)
+            with self._news:
+                self._news.notify_all()
 
     def _read_monitor(self) -> None:
         event = recv_monitor_message(self._monitor)["event"]

@@ -59,11 +59,16 @@ class EngineProcess:
             self.process.send_signal(number)
 
 
-def ensure_engine(config: EngineConfig, owner_pid: int, drain_timeout_s: float) -> EngineProcess:
+def ensure_engine(
+    config: EngineConfig, owner_pid: int, drain_timeout_s: float, *, is_quiet: bool = False
+) -> EngineProcess:
     """The engine process of the server whose main process is ``owner_pid``: started here if it does not run yet.
 
-    It ends when the owner does, whatever happens to the caller. ``drain_timeout_s``: how long it lets requests finish
-    when it is asked to end.
+    It ends when the owner does, whatever happens to the caller.
+
+    Args:
+        drain_timeout_s: how long it lets requests finish when it is asked to end.
+        is_quiet: it leaves it to the owner to say why it cannot start.
     """
     settings = msgspec.json.encode(config.to_dict())
     folder = make_runtime_folder(owner_pid, hashlib.sha256(settings).hexdigest()[:8])
@@ -75,19 +80,19 @@ def ensure_engine(config: EngineConfig, owner_pid: int, drain_timeout_s: float) 
         try:
             (folder / ENGINE_SOCKET).unlink(missing_ok=True)
             (folder / CONFIG_FILE).write_bytes(settings)
-            return EngineProcess(folder, _spawn(folder, lock, owner, drain_timeout_s))
+            command = [str(folder), str(owner), str(drain_timeout_s), *(["--quiet"] if is_quiet else [])]
+            return EngineProcess(folder, _spawn(command, (lock, owner)))
         finally:
             os.close(owner)
             os.close(lock)
 
 
-def _spawn(folder: Path, lock: int, owner: int, drain_timeout_s: float) -> subprocess.Popen[bytes]:
+def _spawn(arguments: list[str], descriptors: tuple[int, ...]) -> subprocess.Popen[bytes]:
     """A fresh interpreter in its own session, out of reach of the terminal's Ctrl-C."""
-    module = "cupy_engine.server.engine_process"
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", module, str(folder), str(owner), str(drain_timeout_s)],
+        [sys.executable, "-P", "-m", "cupy_engine.server.engine_process", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=2,
-        pass_fds=(lock, owner),
+        pass_fds=descriptors,
         start_new_session=True,
     )

@@ -5,7 +5,9 @@ python -m cupy_engine.server.engine_process FOLDER OWNER_PIDFD DRAIN_TIMEOUT_S
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import select
 import shutil
 import signal
 import sys
@@ -22,7 +24,7 @@ from cupy_engine.errors import EngineError
 
 from .engine_socket import EngineSocket
 from .engine_status import StatusThread
-from .logs import configure_logging, line
+from .logs import configure_logging
 from .wire import CONFIG_FILE, ERROR_FILE, EngineState, EngineStatus
 
 if TYPE_CHECKING:
@@ -31,15 +33,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+OWNER_EXIT_TIMEOUT_S = 60.0
+
 
 class EngineServer:
     """The core, its loop and its sockets. SIGTERM: finish what runs, then end. SIGQUIT, SIGINT: end now."""
 
-    def __init__(self, folder: Path, owner: int, drain_timeout_s: float) -> None:
+    def __init__(self, folder: Path, owner: int, drain_timeout_s: float, is_quiet: bool) -> None:
         self._folder = folder
+        self._is_quiet = is_quiet
         self._owner = owner
         self._drain_timeout_s = drain_timeout_s
         self._state: EngineState = "loading"
+        self._is_told_to_end = False
         self._core: EngineCore | None = None
         self._loop: CoreLoop | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -75,18 +81,26 @@ class EngineServer:
         self._loop.run()
 
     def _give_up(self, reason: str) -> int:
-        """Tell the owner, which cannot serve without an engine, to end."""
+        """Tell the owner, which cannot serve without an engine, to end; wait for that, as it may ask for the reason."""
+        self._state = "stopping"
         one_line = " ".join(reason.split())
-        logger.error(line("engine failed to start", reason=one_line))
         (self._folder / ERROR_FILE).write_text(one_line)
-        signal.pidfd_send_signal(self._owner, signal.SIGTERM)
+        if not self._is_quiet:
+            sys.stderr.write(f"error: {one_line}\n")
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._owner, signal.SIGTERM)
+        deadline_s = time.monotonic() + OWNER_EXIT_TIMEOUT_S
+        while not self._is_told_to_end and time.monotonic() < deadline_s:
+            if select.select([self._owner], [], [], 0.05)[0]:
+                break
         return 1
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
-        self._state = "stopping"
-        if self._loop is None:
+        was_loading, self._state, self._is_told_to_end = self._state == "loading", "stopping", True
+        if self._loop is not None:
+            self._loop.stop(self._drain_timeout_s if number == signal.SIGTERM else 0.0)
+        elif was_loading:
             raise SystemExit(0)
-        self._loop.stop(self._drain_timeout_s if number == signal.SIGTERM else 0.0)
 
     def _report(self) -> EngineStatus:
         if self._loop is None or self._core is None:
@@ -104,15 +118,14 @@ class EngineServer:
 
 
 def main(arguments: list[str]) -> int:
-    folder, owner, drain_timeout_s = arguments
+    folder, owner, drain_timeout_s, *flags = arguments
     configure_logging()
-    server = EngineServer(Path(folder), int(owner), float(drain_timeout_s))
+    server = EngineServer(Path(folder), int(owner), float(drain_timeout_s), is_quiet="--quiet" in flags)
     try:
         return server.run()
     finally:
         server.close()
-        if not (Path(folder) / ERROR_FILE).exists():
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

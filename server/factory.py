@@ -30,21 +30,21 @@ def build_app(**options: object) -> Flask:
     configure_logging()
     try:
         engine_config, config = split_options(options)
-        engine = ensure_engine(engine_config, server_pid(), config.drain_timeout_s)
-        return assemble(engine_config, config, engine)
+        owner_pid = server_pid()
+        front_end = FrontEnd.from_config(engine_config)  # first: it tells a bad model from a good one
+        engine = ensure_engine(engine_config, owner_pid, config.drain_timeout_s)
     except EngineError as error:
         from gunicorn.errors import AppImportError
 
         raise AppImportError(f"error: {error}") from None
+    app = assemble(front_end, engine_config, config, engine)
+    if owner_pid != os.getpid():  # this process is a worker and forks no more
+        app.extensions["engine_client"].connect()
+    return app
 
 
-def assemble(engine_config: EngineConfig, config: ServerConfig, engine: EngineProcess) -> Flask:
-    """An application over an engine process. ``app.extensions["engine_client"]`` is its client.
-
-    Raises:
-        ModelLoadError: tokenizer, template or configuration of the model cannot be loaded.
-    """
-    front_end = FrontEnd.from_config(engine_config)
+def assemble(front_end: FrontEnd, engine_config: EngineConfig, config: ServerConfig, engine: EngineProcess) -> Flask:
+    """An application over an engine process. ``app.extensions["engine_client"]`` is its client."""
 
     def adopt_limits(status: EngineStatus) -> None:
         front_end.max_model_len = status.max_model_len

@@ -16,6 +16,7 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 
 from cupy_engine.config import EngineConfig
+from cupy_engine.frontend import FrontEnd
 
 from . import gunicorn_conf
 from .engine_launcher import EngineProcess
@@ -40,7 +41,7 @@ def run_gunicorn(
     Raises:
         ModelLoadError: the model's tokenizer or configuration cannot be loaded.
     """
-    app = assemble(engine_config, config, engine)
+    app = assemble(FrontEnd.from_config(engine_config), engine_config, config, engine)
     url = url_of(listener)
 
     def on_worker_start(worker: Any) -> None:

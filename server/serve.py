@@ -32,22 +32,25 @@ def serve(engine_config: EngineConfig, config: ServerConfig, listen: ListenConfi
     """
     configure_logging(listen.log_level)
     signal.signal(signal.SIGTERM, _exit)
+    main_pid = os.getpid()
     listener = bind(listen.host, listen.port)
-    engine = ensure_engine(engine_config, os.getpid(), config.drain_timeout_s)
-    status = 0
+    engine = ensure_engine(engine_config, main_pid, config.drain_timeout_s, is_quiet=True)
+    load_error = None
     try:
         from .gunicorn_app import run_gunicorn  # here, so that the engine loads the model meanwhile
 
         run_gunicorn(engine_config, config, listen, listener, engine, start_s)
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else 1
+    except SystemExit:
+        if os.getpid() != main_pid:  # a worker, forked in there, ends; the rest is the main process's
+            raise
     finally:
-        listener.close()
-        load_error = engine.load_error
-        engine.close()
+        if os.getpid() == main_pid:
+            load_error = engine.load_error
+            listener.close()
+            engine.close()
     if load_error is not None:
         raise EngineError(load_error)
-    return status
+    return 0
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -95,7 +95,14 @@ def split_options(options: dict[str, Any]) -> tuple[EngineConfig, ServerConfig]:
     Raises:
         ConfigError: an option that neither has.
     """
-    server_names = {field.name for field in dataclasses.fields(ServerConfig)}
+    engine_names, server_names = _field_names(EngineConfig), _field_names(ServerConfig)
+    for name in options:
+        if name not in engine_names | server_names:
+            raise ConfigError(name, f"no such option; there are {', '.join(sorted(engine_names | server_names))}")
     server = {name: value for name, value in options.items() if name in server_names}
-    engine = {name: value for name, value in options.items() if name not in server_names}
+    engine = {name: value for name, value in options.items() if name in engine_names}
     return EngineConfig.from_dict(engine), ServerConfig(**server)
+
+
+def _field_names(kind: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}

@@ -44,7 +44,7 @@ class LiveServer:
         variables = {k: v for k, v in os.environ.items() if k != "XDG_RUNTIME_DIR"}
         self.tmp = self.folder / "t"
         self.tmp.mkdir()
-        variables |= {_MARK: self._mark, "TMPDIR": str(self.tmp), "OPENBLAS_NUM_THREADS": "2", **environment}
+        variables |= {_MARK: self._mark, "TMPDIR": str(self.tmp), **environment}
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -134,6 +134,15 @@ class LiveServer:
         head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         head += f"Content-Length: {len(payload)}\r\n\r\n"
         connection.sendall(head.encode() + payload)
+        return connection
+
+    def open_running_stream(self, body: dict[str, Any]) -> socket.socket:
+        """The same after its first event."""
+        connection, answer = self.open_stream(body), b""
+        while b"data: " not in answer:
+            piece = connection.recv(65536)
+            assert piece, answer
+            answer += piece
         return connection
 
     # processes

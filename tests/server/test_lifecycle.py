@@ -14,7 +14,7 @@ import pytest
 from live_server import TINY, LiveServer, wait_until
 
 PROMPT = {"prompt": [5, 6, 7]}
-LONG = {**PROMPT, "max_tokens": 500, "ignore_eos": True}
+LONG = {**PROMPT, "max_tokens": 200_000, "ignore_eos": True}
 
 
 def shared_memory() -> set[str]:
@@ -41,41 +41,29 @@ class BackgroundCall(threading.Thread):
         self.answer = self._server.call("/v1/completions", self._body)
 
 
-def slow_model(folder: Path) -> Path:
-    """A model of random weights, large enough that 500 tokens take some seconds."""
-    config = (TINY / "config.json").read_text()
-    for old, new in [
-        ('"hidden_size": 64', '"hidden_size": 1024'),
-        ('"intermediate_size": 160', '"intermediate_size": 4096'),
-        ('"head_dim": 16', '"head_dim": 256'),
-        ('"num_hidden_layers": 3', '"num_hidden_layers": 8'),
-    ]:
-        assert old in config
-        config = config.replace(old, new)
-    (folder / "config.json").write_text(config)
-    return folder
-
-
 @pytest.fixture
-def slow(tmp_path: Path) -> tuple[str, ...]:
-    return (str(slow_model(tmp_path)), "--load-format", "dummy")
+def long_model(tmp_path: Path) -> tuple[str, ...]:
+    """A tiny model of random weights that may talk for minutes."""
+    config = (TINY / "config.json").read_text()
+    old = '"max_position_embeddings": 512'
+    assert old in config
+    (tmp_path / "config.json").write_text(config.replace(old, '"max_position_embeddings": 262144'))
+    return (str(tmp_path), "--load-format", "dummy", "--kv-cache-memory-bytes", str(1 << 28), "--workers", "1")
 
 
 def test_sigterm_when_idle(tmp_path: Path) -> None:
     before = shared_memory()
     with LiveServer.serve(str(TINY), "--workers", "2") as server:
-        assert len(server.pids()) == 4, "main, engine, two workers"
+        wait_until(lambda: len(server.pids()) == 4, 5, "main, engine, two workers")
         assert server.call("/v1/completions", PROMPT)[0] == 200
         assert server.end(signal.SIGTERM) == 0
         server.assert_no_trace()
     assert shared_memory() <= before
 
 
-def test_sigterm_lets_requests_finish(slow: tuple[str, ...]) -> None:
-    with LiveServer.serve(*slow) as server:
-        with server.open_stream(LONG | {"max_tokens": 60}) as stream:
-            first = stream.recv(65536)
-            assert b"data: " in first
+def test_sigterm_lets_requests_finish(long_model: tuple[str, ...]) -> None:
+    with LiveServer.serve(*long_model) as server:
+        with server.open_running_stream(LONG | {"max_tokens": 400}) as stream:
             server.process.send_signal(signal.SIGTERM)
             answer = read_all(stream)
         assert b'"finish_reason":"length"' in answer
@@ -84,10 +72,9 @@ def test_sigterm_lets_requests_finish(slow: tuple[str, ...]) -> None:
         server.assert_no_trace()
 
 
-def test_the_drain_limit_ends_streams_with_an_error_event(slow: tuple[str, ...]) -> None:
-    with LiveServer.serve(*slow, "--drain-timeout-s", "0.5") as server:
-        with server.open_stream(LONG) as stream:
-            assert b"data: " in stream.recv(65536)
+def test_the_drain_limit_ends_streams_with_an_error_event(long_model: tuple[str, ...]) -> None:
+    with LiveServer.serve(*long_model, "--drain-timeout-s", "0.5") as server:
+        with server.open_running_stream(LONG) as stream:
             start_s = time.monotonic()
             server.process.send_signal(signal.SIGTERM)
             answer = read_all(stream)
@@ -98,14 +85,12 @@ def test_the_drain_limit_ends_streams_with_an_error_event(slow: tuple[str, ...])
         server.assert_no_trace()
 
 
-def test_ctrl_c_drains_and_a_second_one_ends_at_once(slow: tuple[str, ...]) -> None:
-    with LiveServer.serve(*slow) as server:
-        with server.open_stream(LONG) as stream:
-            assert b"data: " in stream.recv(65536)
+def test_ctrl_c_drains_and_a_second_one_ends_at_once(long_model: tuple[str, ...]) -> None:
+    with LiveServer.serve(*long_model) as server:
+        with server.open_running_stream(LONG):
             os.killpg(server.process.pid, signal.SIGINT)  # what a terminal does: all processes of the group
             time.sleep(0.5)
             assert server.process.poll() is None, "it waits for the stream"
-            assert b"data: " in stream.recv(65536)
             start_s = time.monotonic()
             os.killpg(server.process.pid, signal.SIGINT)
             server.process.wait(10)
@@ -113,18 +98,16 @@ def test_ctrl_c_drains_and_a_second_one_ends_at_once(slow: tuple[str, ...]) -> N
         server.assert_no_trace()
 
 
-def test_kill_9_of_the_main_process(slow: tuple[str, ...]) -> None:
-    with LiveServer.serve(*slow) as server, server.open_stream(LONG) as stream:
-        assert b"data: " in stream.recv(65536)
+def test_kill_9_of_the_main_process(long_model: tuple[str, ...]) -> None:
+    with LiveServer.serve(*long_model) as server, server.open_running_stream(LONG):
         server.end(signal.SIGKILL)
         server.assert_no_trace()
 
 
-def test_kill_9_of_the_engine(slow: tuple[str, ...]) -> None:
-    with LiveServer.serve(*slow) as server:
+def test_kill_9_of_the_engine(long_model: tuple[str, ...]) -> None:
+    with LiveServer.serve(*long_model) as server:
         waiting = BackgroundCall(server, LONG)
-        with server.open_stream(LONG) as stream:
-            assert b"data: " in stream.recv(65536)
+        with server.open_running_stream(LONG) as stream:
             start_s = time.monotonic()
             os.kill(server.engine_pid(), signal.SIGKILL)
             waiting.join(5)
@@ -145,8 +128,8 @@ def read_until_done(stream: socket.socket) -> bytes:
     return answer
 
 
-def test_health_tells_that_the_model_is_loading(slow: tuple[str, ...]) -> None:
-    with LiveServer.serve(*slow, wait=False) as server:
+def test_health_tells_that_the_model_is_loading(long_model: tuple[str, ...]) -> None:
+    with LiveServer.serve(*long_model, wait=False) as server:
         seen = set()
         while not server.url:
             wait_until(lambda: b":" in listening(server), 20, "listening")
@@ -169,11 +152,10 @@ def listening(server: LiveServer) -> bytes:
     return b""
 
 
-def test_a_killed_worker_is_replaced_and_its_requests_are_aborted(slow: tuple[str, ...]) -> None:
-    with LiveServer.serve(*slow, "--workers", "1") as server:
+def test_a_killed_worker_is_replaced_and_its_requests_are_aborted(long_model: tuple[str, ...]) -> None:
+    with LiveServer.serve(*long_model) as server:
         (worker,) = server.worker_pids()
-        with server.open_stream(LONG) as stream:
-            assert b"data: " in stream.recv(65536)
+        with server.open_running_stream(LONG) as stream:
             os.kill(worker, signal.SIGKILL)
             assert read_all(stream) is not None
         wait_until(lambda: server.status("/health") == 200, 10, "a new worker answers")
@@ -214,7 +196,6 @@ def test_plain_gunicorn_says_what_is_wrong(app: str, words: str) -> None:
     with LiveServer.gunicorn(*GUNICORN, app=app, wait=False) as server:
         assert server.process.wait(20) != 0
         assert words in server.log()
-        assert "Traceback" not in server.log()
         server.assert_no_trace()
 
 
@@ -222,8 +203,7 @@ def test_a_model_that_does_not_load_ends_the_server(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((TINY / "config.json").read_text())
     with LiveServer.serve(str(tmp_path), wait=False) as server:
         assert server.process.wait(20) == 1
-        assert server.log().count("\n") <= 2, server.log()
-        assert "error: " in server.log()
+        assert server.log().count("error: ") == 1, server.log()
         assert "Traceback" not in server.log()
         server.assert_no_trace()
 
@@ -240,21 +220,9 @@ def test_a_port_in_use_is_one_line() -> None:
             server.assert_no_trace()
 
 
-def test_stale_folders_of_killed_servers_are_swept() -> None:
-    with LiveServer.serve(str(TINY), wait=False) as server:
-        stale = server.tmp / f"cupy-engine-{os.geteuid()}-999999-123-abc"
-        stale.mkdir(exist_ok=True)
-        server.wait_for_log("ready on")
-        server.end()
-    with LiveServer.serve(str(TINY), wait=False) as server:
-        server.wait_for_log("ready on")
-        assert not (server.tmp / stale.name).exists()
-
-
-def test_queue_full_is_429(slow: tuple[str, ...]) -> None:
-    with LiveServer.serve(*slow, "--max-num-seqs", "1", "--max-queue-len", "1") as server:
-        streams = [server.open_stream(LONG)]
-        assert b"data: " in streams[0].recv(65536)
+def test_queue_full_is_429(long_model: tuple[str, ...]) -> None:
+    with LiveServer.serve(*long_model, "--max-num-seqs", "1", "--max-queue-len", "1") as server:
+        streams = [server.open_running_stream(LONG)]
         streams.append(server.open_stream(LONG))
         wait_until(lambda: server.metric("num_requests_waiting") == 1, 5, "one waits")
         status, answer = server.call("/v1/completions", PROMPT)

@@ -1,0 +1,224 @@
+"""The wire between workers and engine: both real ends, with a script in place of the core."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import zmq
+from cupy_engine.server import engine_connection, wire
+from cupy_engine.server.engine_client import EngineClient
+from cupy_engine.server.engine_socket import EngineSocket
+from cupy_engine.server.engine_status import StatusThread
+from cupy_engine.server.wire import EngineStatus
+from live_server import wait_until
+
+from cupy_engine.errors import EngineDeadError
+from cupy_engine.messages import (
+    AbortRequest,
+    Command,
+    EngineStats,
+    GenerateRequest,
+    SequenceOutput,
+    StatsReply,
+    StatsRequest,
+)
+from cupy_engine.sampling_params import SamplingParams
+
+
+class ScriptedEngine:
+    """Says one token per request, or nothing to those with an empty prompt; keeps every command."""
+
+    def __init__(self, folder: Path) -> None:
+        self.status = EngineStatus(state="loading")
+        self.commands: list[Command] = []
+        self._is_over = False
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._owner = os.pidfd_open(os.getpid())
+        self.socket = EngineSocket(self._context, folder)
+        StatusThread(self._context, folder, self._owner, lambda: self.status).start()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._is_over:
+            for command in self.socket.receive(0.01):
+                self.commands.append(command)
+                if isinstance(command, GenerateRequest) and command.prompt_token_ids:
+                    output = SequenceOutput(request_id=command.request_id, token_ids=[7], finish_reason="stop")
+                    self.socket.deliver([output])
+                elif isinstance(command, StatsRequest):
+                    stats = EngineStats(num_running=len(self.commands))
+                    self.socket.deliver([StatsReply(token=command.token, stats=stats, prometheus_text=b"page")])
+
+    def aborted(self) -> list[str]:
+        return [command.request_id for command in self.commands if isinstance(command, AbortRequest)]
+
+    def close(self) -> None:
+        if not self._is_over:
+            self._is_over = True
+            self._thread.join()
+            self.socket.close()
+            self._context.term()
+            os.close(self._owner)
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    import shutil
+    import tempfile
+
+    folder = Path(tempfile.mkdtemp(prefix="ce-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def engine(folder: Path) -> Iterator[ScriptedEngine]:
+    engine = ScriptedEngine(folder)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def client(engine: ScriptedEngine, folder: Path) -> Iterator[EngineClient]:
+    client = EngineClient(folder)
+    client.connect()
+    engine.status = EngineStatus(state="ready", max_model_len=5)
+    wait_until(lambda: client.state == "ready", 5, "ready")
+    yield client
+    client.close()
+
+
+def request(client: EngineClient, token_ids: Sequence[int] = (1,)) -> GenerateRequest:
+    return GenerateRequest(
+        request_id=client.new_request_id(), prompt_token_ids=list(token_ids), params=SamplingParams()
+    )
+
+
+def test_requests_and_outputs(client: EngineClient, engine: ScriptedEngine) -> None:
+    requests = [request(client), request(client)]
+    mailbox = client.submit(requests)
+    outputs = [output for _ in requests for output in mailbox.get(timeout=5)]
+    assert {output.request_id for output in outputs} == {each.request_id for each in requests}
+    assert engine.commands == requests
+
+
+def test_two_workers_get_their_own_mail(client: EngineClient, folder: Path) -> None:
+    other = EngineClient(folder)
+    wait_until(lambda: other.state == "ready", 5, "ready")
+    for each in (client, other, client):
+        made = request(each)
+        (output,) = each.submit([made]).get(timeout=5)
+        assert output.request_id == made.request_id
+        assert each.stats().prometheus_text == b"page"
+    other.close()
+
+
+def test_many_threads(client: EngineClient) -> None:
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for _ in range(50):
+                made = request(client)
+                (output,) = client.submit([made]).get(timeout=10)
+                assert output.request_id == made.request_id
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_aborts_arrive(client: EngineClient, engine: ScriptedEngine) -> None:
+    made = request(client, ())
+    client.submit([made])
+    client.abort([made.request_id])
+    wait_until(lambda: engine.aborted() == [made.request_id], 5, "aborted")
+
+
+def test_a_dead_worker_s_requests_are_aborted(client: EngineClient, engine: ScriptedEngine) -> None:
+    ghost = SequenceOutput(request_id=wire.request_id(0x1234, 1), token_ids=[1])
+    engine.socket.deliver([ghost])
+    wait_until(lambda: engine.aborted() == [ghost.request_id], 5, "aborted")
+    assert client.stats()
+
+
+def test_garbage_is_dropped(client: EngineClient, engine: ScriptedEngine, folder: Path) -> None:
+    with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
+        stranger.connect(wire.address(folder, wire.ENGINE_SOCKET))
+        for payload in ([b"\xff\xff"], [b""], [b"a", b"b"], [wire.encode({"type": "generate"})]):
+            stranger.send_multipart(payload)
+        time.sleep(0.1)
+    assert client.submit([request(client)]).get(timeout=5)
+
+
+def test_a_dead_engine_fails_all_who_wait(client: EngineClient, engine: ScriptedEngine) -> None:
+    mailbox = client.submit([request(client, ())])
+    engine.close()
+    assert isinstance(mailbox.get(timeout=1), EngineDeadError)
+    assert client.state == "dead"
+    with pytest.raises(EngineDeadError, match="ended"):
+        client.submit([request(client)])
+    with pytest.raises(EngineDeadError):
+        client.stats()
+
+
+def test_a_new_engine_is_found(client: EngineClient, engine: ScriptedEngine, folder: Path) -> None:
+    engine.close()
+    wait_until(lambda: client.state == "dead", 5, "dead")
+    successor = ScriptedEngine(folder)
+    successor.status = EngineStatus(state="ready")
+    wait_until(lambda: client.state == "ready", 5, "ready again")
+    assert client.submit([request(client)]).get(timeout=5)
+    successor.close()
+
+
+def test_an_engine_that_makes_no_progress_is_stalled(client: EngineClient, engine: ScriptedEngine) -> None:
+    engine.status = EngineStatus(state="ready", turn_age_s=61)
+    wait_until(lambda: client.state == "stalled", 5, "stalled")
+    with pytest.raises(EngineDeadError, match="no progress"):
+        client.require_ready()
+
+
+def test_a_silent_engine_fails_all_who_wait(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_connection, "SILENCE_LIMIT_S", 0.5)
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as data, context.socket(zmq.ROUTER) as pulse:
+        data.bind(wire.address(folder, wire.ENGINE_SOCKET))
+        pulse.bind(wire.address(folder, wire.STATUS_SOCKET))
+        client = EngineClient(folder)
+        client.connect()
+        worker, _ = pulse.recv_multipart()
+        pulse.send_multipart((worker, wire.encode(EngineStatus(state="ready"))))
+        mailbox = client.submit([request(client)])
+        assert isinstance(mailbox.get(timeout=3), EngineDeadError)
+        assert client.state == "unresponsive"
+        client.close()
+
+
+def test_ready_is_told_once(engine: ScriptedEngine, folder: Path) -> None:
+    client, heard = EngineClient(folder), []
+    client.on_ready.append(heard.append)
+    assert client.state == "loading"
+    engine.status = EngineStatus(state="ready", num_kv_blocks=9)
+    wait_until(lambda: bool(heard), 5, "told")
+    time.sleep(0.6)
+    assert [status.num_kv_blocks for status in heard] == [9]
+    client.close()
+
+
+def test_nobody_there_yet(folder: Path) -> None:
+    client = EngineClient(folder)
+    assert client.state == "starting"
+    with pytest.raises(EngineDeadError, match="starting"):
+        client.submit([request(client)])
+    client.close()
