@@ -90,7 +90,7 @@ class LMHead:
 
     def __call__(self, hidden: Array) -> Array:
         """[R, H] → [R, V] float32."""
-        return linear(hidden, self._table).astype(np.float32, copy=False)
+        return linear(hidden, self._table, out_dtype=np.float32)
 
 
 class Norm(Protocol):

@@ -230,7 +230,7 @@ __device__ __forceinline__ void attend_share(const AttentionInputs& in, const Pa
         loading_stage = loading_stage + 1 == STAGES ? 0 : loading_stage + 1;
         cp_async_commit();
     };
-#pragma unroll
+#pragma unroll 1
     for (int i = 0; i < STAGES - 1; ++i) load_next();
 
     Cursor<L::UNIT> at(in, start);

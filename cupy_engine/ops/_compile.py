@@ -118,7 +118,7 @@ def _compile_file(file: str, arch: str) -> list[CompiledKernel]:
         "--ptxas-options=-v",
         *(f"-I{folder}" for folder in _header_folders()),
     )
-    program = nvrtc.createProgram(_source(file), file, (), ())
+    program = nvrtc.createProgram(_source(file), "instantiations.cu", (), ())
     try:
         for expression in expressions:
             nvrtc.addNameExpression(program, expression)

@@ -15,7 +15,7 @@ GATED_ACTIVATIONS = ("Silu", "Gelu", "GeluTanh")
 
 def vector_widths(type_name: str) -> tuple[int, int]:
     """Elements per memory access: one for odd shapes, else 16 bytes."""
-    return (1, 4) if type_name == "float" else (1, 8)
+    return (1, 4) if type_name in ("float", "float32") else (1, 8)
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,9 @@ PREFILL_LAYOUTS = {
     128: PrefillLayout(2, 4, 64),
     256: PrefillLayout(1, 4, 32),
 }
+GEMV_MAX_ROWS = 4
+GEMV_ROWS_PER_BLOCK = 8
+GEMV_BLOCK = 128
 PLAIN_ITEMS = (2, 4, 8)  # elements of a row per lane
 
 _TYPE_WIDTHS = [(t, width) for t in TYPES for width in vector_widths(t)]
@@ -112,5 +115,11 @@ INSTANTIATIONS: dict[str, tuple[str, ...]] = {
         layout.expression(t, head_dim) for t in HALF_TYPES for head_dim, layout in PREFILL_LAYOUTS.items()
     ),
     "last_tokens.cu": ("take_last_tokens",),
+    "gemv.cu": tuple(
+        f"gemv<{t}, {m}, {out}>"
+        for t in TYPES
+        for m in range(1, GEMV_MAX_ROWS + 1)
+        for out in dict.fromkeys((t, "float"))
+    ),
     "rope.cu": tuple(f"rope_and_write_kv<{t}, {width}>" for t, width in _TYPE_WIDTHS),
 }

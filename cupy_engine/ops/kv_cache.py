@@ -20,7 +20,8 @@ def write_kv(k: Array, v: Array, k_cache: Array, v_cache: Array, slot_mapping: A
         slot_mapping: [T] int32; a negative slot marks a padding row that is not stored.
     """
     if not isinstance(k, np.ndarray):
-        return _cuda_kv_cache.write_kv(k, v, k_cache, v_cache, slot_mapping)
+        _cuda_kv_cache.write_kv(k, v, k_cache, v_cache, slot_mapping)
+        return
     if slot_mapping.size and slot_mapping.min() < 0:
         is_token = slot_mapping >= 0
         k, v, slot_mapping = k[is_token], v[is_token], slot_mapping[is_token]
@@ -40,5 +41,6 @@ def copy_blocks(source: Array, destination: Array, pairs: Array) -> None:
         pairs: [n, 2] int32 block ids (from, to) on the host.
     """
     if not (isinstance(source, np.ndarray) and isinstance(destination, np.ndarray)):
-        return _cuda_kv_cache.copy_blocks(source, destination, pairs)
+        _cuda_kv_cache.copy_blocks(source, destination, pairs)
+        return
     destination[:, :, pairs[:, 1]] = source[:, :, pairs[:, 0]]

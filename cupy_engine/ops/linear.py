@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from cupy_engine.device import Array
+from cupy_engine.ops import _gemm
 from cupy_engine.ops._tiled_matmul import matmul_few_rows
 
 
-def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
+def linear(x: Array, weight: Array, bias: Array | None = None, *, out_dtype: Any = None) -> Array:
     """``x @ weight.T + bias``.
 
     Args:
         x: [T, K].
         weight: [N, K], as Hugging Face stores it.
-        bias: [N].
+        bias: [N] in the result's dtype.
+        out_dtype: of the result; default that of ``x``. The sums are float32 in any case.
 
     Returns:
-        [T, N] in the dtype of ``x``, with whatever strides the backend found fastest.
+        [T, N] with whatever strides the backend found fastest.
 
     Example::
 
         qkv = linear(hidden, weight, bias)
     """
+    if not isinstance(x, np.ndarray):
+        return _gemm.matmul(x, weight, bias, out_dtype)
     y = matmul_few_rows(x.astype(np.float32, copy=False), weight.astype(np.float32, copy=False))
     if bias is not None:
         y += bias
-    return y.astype(x.dtype, copy=False)
+    return y.astype(x.dtype if out_dtype is None else out_dtype, copy=False)

@@ -1,0 +1,159 @@
+"""Dense matrix products on the GPU: ``out[m, n] = x[m, k] @ weight[n, k].T (+ bias)``.
+
+cuBLASLt computes them, or for a few rows the kernel ``gemv.cu``. Which one, and with which algorithm, is looked up in a
+table that :mod:`cupy_engine.ops._gemm_tuning` fills by timing; shapes that were never timed take the library's first
+suggestion. Everything here can be captured in a CUDA graph once it has run outside.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from cupy_engine.device import Array
+from cupy_engine.ops import _gemm_table
+from cupy_engine.ops._cublaslt import Algorithm, Matmul, Shape
+from cupy_engine.ops._instantiations import GEMV_BLOCK, GEMV_MAX_ROWS, GEMV_ROWS_PER_BLOCK, vector_widths
+from cupy_engine.ops._launch import address, check_contiguous, empty, launch, type_name
+
+_WORKSPACE_BYTES = 32 << 20
+_ALIGNMENT = 16  # bytes; every fast algorithm is content with it
+_GEMV = "gemv"  # stands in the table for gemv.cu, where others are an algorithm's bytes
+_NUM_CANDIDATES = 8
+
+
+def matmul(
+    x: Array, weight: Array, bias: Array | None = None, out_dtype: Any = None, out: Array | None = None
+) -> Array:
+    """``x @ weight.T + bias``, accumulated in float32.
+
+    Args:
+        x: [m, k], rows contiguous and any distance apart.
+        weight: [n, k], contiguous, in the dtype of ``x``.
+        bias: [n] in the dtype of ``out``.
+        out_dtype: default that of ``x``; float32 keeps the accumulators.
+        out: [m, n]; allocated if absent.
+
+    Returns:
+        [m, n], ``out``.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit, or an array is not contiguous as said.
+        CublasLtError: cuBLASLt has no algorithm for the shape.
+    """
+    out = empty((len(x), len(weight)), x.dtype if out_dtype is None else np.dtype(out_dtype)) if out is None else out
+    shape = _shape(x, weight, bias, out)
+    if shape.m:
+        arrays = [array for array in (x, weight, bias, out) if array is not None]
+        product(shape, _alignment(shape, arrays)).run(x, weight, bias, out)
+    return out
+
+
+class Product(Protocol):
+    """A way to compute one shape. ``name`` finds it again in another process."""
+
+    name: str
+
+    def run(self, x: Array, weight: Array, bias: Array | None, out: Array) -> None:
+        """Launch it on the current stream."""
+
+
+@functools.lru_cache(maxsize=4096)
+def product(shape: Shape, alignment: int) -> Product:
+    """The way to compute a shape, for arrays and rows aligned to ``alignment`` bytes."""
+    can_use_gemv = alignment == _ALIGNMENT and _gemv_computes(shape)
+    known = _gemm_table.table().get(shape) if alignment == _ALIGNMENT else None
+    if can_use_gemv and (known == _GEMV or (known is None and shape.m == 1)):
+        return _GemvProduct(shape)
+    descriptors = Matmul(shape)
+    if known is not None and known != _GEMV:
+        algorithm = Algorithm.from_hex(known)
+        if descriptors.accepts(algorithm, _WORKSPACE_BYTES):
+            return _LtProduct(descriptors, algorithm)
+    return _LtProduct(descriptors, descriptors.heuristics(1, _WORKSPACE_BYTES, alignment)[0])
+
+
+def candidates(shape: Shape) -> list[Product]:
+    """Ways to compute a shape that are worth timing, for arrays and rows aligned to 16 bytes."""
+    descriptors = Matmul(shape)
+    algorithms = descriptors.heuristics(_NUM_CANDIDATES, _WORKSPACE_BYTES, _ALIGNMENT)
+    products: list[Product] = [_LtProduct(descriptors, algorithm) for algorithm in algorithms]
+    return [*products, _GemvProduct(shape)] if _gemv_computes(shape) else products
+
+
+class _LtProduct:
+    """cuBLASLt with one of its algorithms."""
+
+    def __init__(self, matmul: Matmul, algorithm: Algorithm) -> None:
+        self.name = algorithm.to_hex()
+        self._matmul = matmul
+        self._algorithm = algorithm
+
+    def run(self, x: Array, weight: Array, bias: Array | None, out: Array) -> None:
+        stream, workspace = _stream_and_workspace()
+        addresses = (address(x), address(weight), 0 if bias is None else address(bias), address(out))
+        self._matmul.run(self._algorithm, *addresses, address(workspace), _WORKSPACE_BYTES, stream)
+
+
+class _GemvProduct:
+    """The kernel for a few rows: see ``kernels/gemv.cu``."""
+
+    name = _GEMV
+
+    def __init__(self, shape: Shape) -> None:
+        self._shape = shape
+        self._grid = (-(-shape.n // GEMV_ROWS_PER_BLOCK),)
+
+    def run(self, x: Array, weight: Array, bias: Array | None, out: Array) -> None:
+        shape = self._shape
+        expression = f"gemv<{type_name(x)}, {shape.m}, {type_name(out)}>"
+        bias_or_null = np.uint64(0) if bias is None else bias
+        launch(
+            *("gemv.cu", expression, self._grid, GEMV_BLOCK),
+            *(out, x, weight, bias_or_null, shape.n, shape.k, np.int64(shape.stride)),
+        )
+
+
+def _gemv_computes(shape: Shape) -> bool:
+    width = vector_widths(shape.dtype)[1]
+    is_aligned = shape.k % width == 0 and shape.stride % width == 0
+    has_kernel = shape.out_dtype == shape.dtype or (shape.out_dtype == "float32" and not shape.has_bias)
+    return shape.m <= GEMV_MAX_ROWS and is_aligned and has_kernel
+
+
+def _shape(x: Array, weight: Array, bias: Array | None, out: Array) -> Shape:
+    check_contiguous(weight=weight, out=out)
+    (m, k), n = x.shape, len(weight)
+    if weight.shape != (n, k) or (m and x.strides[1] != x.itemsize) or out.shape != (m, n):
+        shapes = f"x {x.shape} with strides {x.strides}, weight {weight.shape}, out {out.shape}"
+        raise ValueError(f"x [m, k] must have contiguous rows and fit weight [n, k] and out [m, n], got {shapes}")
+    if x.dtype != weight.dtype or (bias is not None and bias.dtype != out.dtype):
+        dtypes = ", ".join(str(array.dtype) for array in (x, weight, bias, out) if array is not None)
+        raise ValueError(f"x and weight, bias and out must have equal dtypes, got {dtypes}")
+    stride = k if m <= 1 else x.strides[0] // x.itemsize
+    return Shape(m, n, k, stride, x.dtype.name, out.dtype.name, bias is not None)
+
+
+def _alignment(shape: Shape, arrays: Sequence[Array]) -> int:
+    """The largest power of two up to 16 that divides all addresses and row lengths in bytes."""
+    bits = _ALIGNMENT | shape.stride * int(arrays[0].itemsize)
+    for array in arrays:
+        bits |= address(array) | int(array.shape[-1] * array.itemsize)
+    return bits & -bits
+
+
+_workspaces: dict[tuple[int, int], Array] = {}
+
+
+def _stream_and_workspace() -> tuple[int, Array]:
+    """The current stream's handle and its scratch memory: products on one stream follow one another."""
+    import cupy
+
+    stream = int(cupy.cuda.get_current_stream().ptr)
+    key = (int(cupy.cuda.Device().id), stream)
+    if key not in _workspaces:
+        _workspaces[key] = empty((_WORKSPACE_BYTES,), np.uint8)
+    return stream, _workspaces[key]

@@ -1,0 +1,85 @@
+"""Timing the ways to compute a matrix product, so that each shape gets the fastest on this GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from cupy_engine.device import Array
+from cupy_engine.ops import _gemm
+from cupy_engine.ops._cublaslt import CublasLtError, Shape
+from cupy_engine.ops._gemm_table import row_bucket, table
+from cupy_engine.ops._launch import empty
+
+_NUM_ROUNDS = 3
+
+
+def tune(weights: Sequence[Array], row_counts: Iterable[int], out_dtype: Any = None, has_bias: bool = False) -> None:
+    """Time the candidates for products with ``weights`` and remember the best, unless it is known already.
+
+    Args:
+        weights: [n, k] each, of one shape; best those of all layers: if together they are larger than the GPU's cache,
+            every product reads its weight from memory, as it will in a step.
+        row_counts: the m to tune for; each stands for all m down to half of it.
+        out_dtype: default that of the weights.
+        has_bias: whether there will be a bias.
+    """
+    n, k = weights[0].shape
+    dtype = weights[0].dtype.name
+    out_dtype = dtype if out_dtype is None else np.dtype(out_dtype).name
+    shapes = [Shape(m, n, k, k, dtype, out_dtype, has_bias) for m in sorted({row_bucket(m) for m in row_counts})]
+    unknown = [shape for shape in shapes if table().get(shape) is None]
+    for shape in unknown:
+        table().set(shape, fastest(shape, weights).name)
+    if unknown:
+        table().save()
+        _gemm.product.cache_clear()
+
+
+def fastest(shape: Shape, weights: Sequence[Array]) -> _gemm.Product:
+    """The candidate with the shortest time over all ``weights``."""
+    return min(_gemm.candidates(shape), key=_Stopwatch(shape, weights).time_s)
+
+
+class _Stopwatch:
+    """Times products of one shape: a captured graph of one launch per weight, the best of a few rounds."""
+
+    def __init__(self, shape: Shape, weights: Sequence[Array]) -> None:
+        import cupy
+
+        rng = np.random.default_rng(0)
+        self._weights = weights
+        # Not zeros: the GPU clocks higher on them.
+        self._x = cupy.asarray(rng.standard_normal((shape.m, shape.k), dtype=np.float32).astype(weights[0].dtype))
+        self._out = empty((shape.m, shape.n), _dtype(shape.out_dtype, weights[0]))
+        self._bias = empty((shape.n,), self._out.dtype) if shape.has_bias else None
+        self._stream = cupy.cuda.Stream(non_blocking=True)
+
+    def time_s(self, product: _gemm.Product) -> float:
+        """Seconds for one round; infinite if the product fails."""
+        import cupy
+
+        with self._stream:
+            try:
+                product.run(self._x, self._weights[0], self._bias, self._out)
+            except CublasLtError:
+                return float("inf")
+            self._stream.begin_capture()
+            for weight in self._weights:
+                product.run(self._x, weight, self._bias, self._out)
+            graph = self._stream.end_capture()
+            graph.launch(self._stream)
+            marks = [cupy.cuda.Event() for _ in range(_NUM_ROUNDS + 1)]
+            marks[0].record(self._stream)
+            for mark in marks[1:]:
+                graph.launch(self._stream)
+                mark.record(self._stream)
+            self._stream.synchronize()
+        return min(float(cupy.cuda.get_elapsed_time(a, b)) for a, b in pairwise(marks)) / 1e3
+
+
+def _dtype(name: str, like: Array) -> Any:
+    return like.dtype if like.dtype.name == name else np.dtype(name)

@@ -1,0 +1,186 @@
+/* Selection without sorting, by a block of 1024 threads over one row of logits:
+     cut_prefix       the cut behind the shortest prefix of the ranking that has a number of tokens, or a share of the mass
+     first_reaching   the first token, in vocabulary order, at which a running sum reaches a goal
+   Both narrow down 1024 bins a pass. A warp reads the row by tiles of 1024 tokens and skips those in which no token
+   survives the cut so far. */
+#pragma once
+#include "sampling/row.cuh"
+#include "sampling/scan.cuh"
+#include "sampling/weights.cuh"
+
+constexpr int TILE = 1024;  // tokens
+constexpr int NUM_BINS = BLOCK_THREADS;
+
+/* What a block shares. A row has at most as many tiles as the block has threads. */
+struct Selection {
+    ScanScratch scan;
+    uint32 tile_top[BLOCK_THREADS];  // a key that no token of the tile exceeds
+    uint64 tile_sum[BLOCK_THREADS];
+    uint32 count[NUM_BINS], mass_low[NUM_BINS], mass_high[NUM_BINS];
+    uint64 beyond_mass;
+    uint32 beyond_count;
+    uint32 bound[2];
+
+    __device__ __forceinline__ void reset() { tile_top[threadIdx.x] = ~0u; }
+
+    __device__ __forceinline__ uint64 mass(int bin) const {
+        return static_cast<uint64>(mass_high[bin]) << 32 | mass_low[bin];
+    }
+
+    /* Shared memory adds 32 bits at a time; whoever makes the low word wrap carries. */
+    __device__ __forceinline__ void add(int bin, uint64 mass) {
+        atomicAdd(&count[bin], 1u);
+        const uint32 low = mass;
+        if (mass == 0) return;
+        const uint32 before = atomicAdd(&mass_low[bin], low);
+        const uint32 high = static_cast<uint32>(mass >> 32) + (before + low < before);
+        if (high) atomicAdd(&mass_high[bin], high);
+    }
+};
+
+/* Bins of falling logits, either by octaves below the best (the first pass, since that spreads them) or by key. */
+struct Bins {
+    float from_octaves, bins_per_octave;
+    uint32 low, high;  // keys, if bins_per_octave == 0
+    int shift;
+
+    static __device__ __forceinline__ Bins by_octaves(float from, float per_octave) {
+        return {from, per_octave, 0, ~0u, 0};
+    }
+
+    static __device__ __forceinline__ Bins by_key(uint32 low, uint32 high) {
+        return {0.0f, 0.0f, low, high, max(0, 22 - __clz(high - low))};
+    }
+
+    /* Of a token; negative if it lies before the first bin, NUM_BINS or more if behind the last. */
+    __device__ __forceinline__ int of(uint32 key, float octaves) const {
+        if (bins_per_octave == 0.0f) return key > high ? -1 : key < low ? NUM_BINS : (high - key) >> shift;
+        return octaves < from_octaves ? -1 : static_cast<int>(fminf((octaves - from_octaves) * bins_per_octave, NUM_BINS));
+    }
+};
+
+/* Counts tokens and mass by bin, of the tokens that survive the cut, and of those behind the last bin together. */
+template <typename Row>
+__device__ __forceinline__ void fill_bins(Selection& s, const Row& row, const Weights& weights, uint64 cut,
+                                          const Bins& bins) {
+    const int t = threadIdx.x, lane = t % WARP_SIZE, num_tiles = (row.vocab + TILE - 1) / TILE;
+    s.count[t] = s.mass_low[t] = s.mass_high[t] = 0;
+    if (t == 0) s.beyond_mass = s.beyond_count = 0;
+    __syncthreads();
+    uint64 beyond_mass = 0;
+    uint32 beyond_count = 0;
+    const uint32 skip_below = max(static_cast<uint32>(cut >> 32), bins.low);
+    for (int tile = t / WARP_SIZE; tile < num_tiles; tile += BLOCK_THREADS / WARP_SIZE) {
+        if (s.tile_top[tile] < skip_below) continue;
+        uint32 top = 0;
+        row.visit(tile * TILE, (tile + 1) * TILE, [&](float x, int id) {
+            const uint32 key = row.key(x);
+            top = max(top, key);
+            if (rank_of(key, id) < cut) return;
+            const int bin = bins.of(key, weights.octaves_below(x));
+            if (bin < 0) return;
+            const uint64 mass = weights.of(x);
+            if (bin < NUM_BINS) {
+                s.add(bin, mass);
+            } else {
+                beyond_mass += mass;
+                ++beyond_count;
+            }
+        });
+        top = __reduce_max_sync(FULL_WARP, top);
+        if (lane == 0) s.tile_top[tile] = top;
+    }
+    beyond_mass = warp_sum(beyond_mass);
+    beyond_count = __reduce_add_sync(FULL_WARP, beyond_count);
+    if (lane == 0) atomicAdd(&s.beyond_mass, beyond_mass), atomicAdd(&s.beyond_count, beyond_count);
+    __syncthreads();
+}
+
+/* The keys [low, high] whose logits fall into a bin; for NUM_BINS, all keys behind the last bin. */
+template <typename Row>
+__device__ uint2 keys_of_bin(Selection& s, const Row& row, const Weights& weights, const Bins& bins, int bin) {
+    if (bins.bins_per_octave == 0.0f) {
+        const uint32 high = bins.high - (static_cast<uint32>(bin) << bins.shift);
+        const uint32 width = (1u << bins.shift) - 1;
+        return make_uint2(high - bins.low > width ? high - width : bins.low, high);
+    }
+    __syncthreads();
+    if (threadIdx.x < 2) {  // thread 0 finds the smallest key in bin or before it, thread 1 in the bin before or before that
+        const int last = bin - threadIdx.x;
+        uint32 low = 0, high = row.key(weights.best);
+        while (low < high) {
+            const uint32 middle = low + (high - low) / 2;
+            const float x = row.logit(middle);
+            // NaN lies below -inf and above the best
+            const int at = x == x ? bins.of(middle, weights.octaves_below(x)) : NUM_BINS + 1;
+            if (at <= last) high = middle;
+            else low = middle + 1;
+        }
+        s.bound[threadIdx.x] = low;
+    }
+    __syncthreads();
+    const uint32 top = row.key(weights.best);
+    return make_uint2(bin < NUM_BINS ? s.bound[0] : 0, bin > 0 ? s.bound[1] - 1 : top);
+}
+
+/* The smallest id at which the sum of measure(x, id) over the ids up to it reaches goal(total); 0 < goal <= total.
+   Tokens with keys below min_key count nothing. */
+template <typename Row, typename Measure, typename Goal>
+__device__ __forceinline__ int first_reaching(Selection& s, const Row& row, uint32 min_key, Measure measure, Goal goal) {
+    const int t = threadIdx.x, num_tiles = (row.vocab + TILE - 1) / TILE;
+    for (int tile = t / WARP_SIZE; tile < num_tiles; tile += BLOCK_THREADS / WARP_SIZE) {
+        uint64 sum = 0;
+        if (s.tile_top[tile] >= min_key)
+            row.visit(tile * TILE, (tile + 1) * TILE, [&](float x, int id) { sum += measure(x, id); });
+        sum = warp_sum(sum);
+        if (t % WARP_SIZE == 0) s.tile_sum[tile] = sum;
+    }
+    __syncthreads();
+    const Scan tiles = scan_block(t < num_tiles ? s.tile_sum[t] : 0, s.scan);
+    const uint64 target = goal(tiles.total);
+    const Found tile = find_reaching(tiles, target, s.scan);
+    const int id = tile.index * TILE + t;
+    const Scan tokens = scan_block(id < row.vocab ? measure(row.at(id), id) : 0, s.scan);
+    return tile.index * TILE + find_reaching(tokens, target - tile.before, s.scan).index;
+}
+
+/* The cut that leaves the shortest prefix of the ranking, among the tokens surviving `cut`, that has
+     share tokens (BY_COUNT), or share * 2^-64 of their mass, rounded up. */
+template <typename Row>
+__device__ __forceinline__ uint64 cut_prefix(Selection& s, const Row& row, const Weights& weights, uint64 cut,
+                                             bool by_count, uint64 share) {
+    Bins bins = Bins::by_octaves(0.0f, 64.0f);
+    uint64 before = 0, goal = 0;
+    uint2 keys;
+    for (bool is_first = true;; is_first = false) {
+        fill_bins(s, row, weights, cut, bins);
+        const Scan scan = scan_block(by_count ? s.count[threadIdx.x] : s.mass(threadIdx.x), s.scan);
+        if (is_first) {
+            if (by_count && share >= scan.total + s.beyond_count) return cut;
+            goal = by_count ? share : share_of(share, scan.total + s.beyond_mass);
+        }
+        if (before + scan.total < goal) {  // behind the last bin
+            before += scan.total;
+            keys = keys_of_bin(s, row, weights, bins, NUM_BINS);
+            bins = is_first ? Bins::by_octaves(NUM_BINS / 64.0f, 32.0f) : Bins::by_key(keys.x, keys.y);
+            continue;
+        }
+        const Found found = find_reaching(scan, goal - before, s.scan);
+        before += found.before;
+        keys = keys_of_bin(s, row, weights, bins, found.index);
+        const uint32 count = s.count[found.index];
+        const uint64 mass = s.mass(found.index), sum = by_count ? count : mass;
+        const uint64 whole_bin = rank_of(keys.x, -1);
+        if (count == 1 || before + sum == goal) return max(cut, whole_bin);
+        if (keys.x == keys.y) {
+            const uint64 unit = sum / count, needed = (goal - before + unit - 1) / unit;
+            if (needed == count) return max(cut, whole_bin);
+            const auto is_equal = [&](float x, int id) -> uint64 {
+                return row.key(x) == keys.x && rank_of(keys.x, id) >= cut;
+            };
+            return rank_of(keys.x, first_reaching(s, row, keys.x, is_equal, [=](uint64) { return needed; }));
+        }
+        __syncthreads();  // the bins have been read
+        bins = Bins::by_key(keys.x, keys.y);
+    }
+}

@@ -1,0 +1,103 @@
+/* What a slot's request asks of sampling, and how it edits its logits.
+   The host writes these records: see the dtypes in cupy_engine/cuda_slot.py. */
+#pragma once
+#include "common/types.cuh"
+
+using uint16 = unsigned short;
+using uint64 = unsigned long long;
+
+constexpr uint16 IN_PROMPT = 0x8000;  // the bit of a token's count that says so; the bits below count it in the output
+
+/* A token that the request singles out. */
+struct Edit {
+    static constexpr int IS_STOP = 1;       // forbidden before first_stop_position
+    static constexpr int ENDS_BAD_WORD = 2;  // forbidden now, since the tokens before it begin a bad word
+    int token;
+    int flags;
+    float bias;
+};
+
+/* A bad word of several tokens: what stands before its last token, and the edit of the last. */
+struct BadWord {
+    int begin;  // in word_tokens
+    int length;
+    int edit;
+};
+
+struct Slot {
+    uint64 seed;
+    uint64 top_p;           // in units of 2^-64; 0 keeps all tokens
+    double min_p_distance;  // how far below the best a logit may lie
+    double repetition, frequency, presence;
+    const uint32* forbidden;  // bits [V] of tokens never to be drawn, or null
+    const uint32* listed;     // bits [V] of tokens that have an edit, or null
+    Edit* edits;              // [num_edits], by ascending token
+    uint16* counts;           // [V], or null if nothing is penalized
+    const BadWord* words;     // [num_words]
+    const int* word_tokens;
+    int* recent;  // [num_recent], the last tokens: the one at position p is at p % num_recent
+    float factor, factor_rest;  // log2(e) / temperature is their sum; 0 means greedy
+    int top_k;                  // 0 keeps all tokens
+    int first_stop_position;
+    int always_edits;  // whether logits change at every position, not only before first_stop_position
+    int num_edits, num_words, num_recent;
+};
+
+__device__ __forceinline__ float minus_infinity_logit() { return __int_as_float(0xff800000); }
+
+/* The edits of one draw: bad words, allowed tokens, stop tokens, biases, penalties, in this order. */
+struct Edits {
+    const Slot* slot;
+    const uint32* forbidden;
+    const uint32* listed;
+    const uint16* counts;
+    bool is_early, is_any;
+
+    __device__ __forceinline__ Edits(const Slot* slot, int position)
+        : slot(slot), is_early(position < slot->first_stop_position), is_any(is_early || slot->always_edits) {
+        forbidden = slot->forbidden, listed = slot->listed, counts = slot->counts;
+    }
+
+    /* Edits the logits x of N tokens from first on; first % N == 0. */
+    template <int N>
+    __device__ __forceinline__ void apply(float (&x)[N], int first) const {
+        if (forbidden) {
+            const uint32 bits = forbidden[first / 32] >> (first % 32);
+#pragma unroll
+            for (int j = 0; j < N; ++j)
+                if (bits >> j & 1) x[j] = minus_infinity_logit();
+        }
+        if (listed) {
+            const uint32 bits = listed[first / 32] >> (first % 32);
+#pragma unroll
+            for (int j = 0; j < N; ++j)
+                if (bits >> j & 1) x[j] = edited(x[j], first + j);
+        }
+        if (counts) {
+            const Vec<uint16, N> seen = load<N>(counts + first);
+#pragma unroll
+            for (int j = 0; j < N; ++j)
+                if (seen.at[j]) x[j] = penalized(x[j], seen.at[j]);
+        }
+    }
+
+   private:
+    __device__ __noinline__ float edited(float x, int token) const {
+        int low = 0, high = slot->num_edits - 1;
+        while (low < high) {
+            const int middle = (low + high) / 2;
+            if (slot->edits[middle].token < token) low = middle + 1;
+            else high = middle;
+        }
+        const Edit edit = slot->edits[low];
+        const int forbidding = Edit::ENDS_BAD_WORD | (is_early ? Edit::IS_STOP : 0);
+        return edit.flags & forbidding ? minus_infinity_logit() : x + edit.bias;
+    }
+
+    __device__ __noinline__ float penalized(float x, uint16 seen) const {
+        const int count = seen & (IN_PROMPT - 1);
+        double value = x > 0.0f ? x / slot->repetition : x * slot->repetition;
+        value -= slot->frequency * count + slot->presence * (count > 0);
+        return static_cast<float>(fmin(value, 3.4028234663852886e38));
+    }
+};
