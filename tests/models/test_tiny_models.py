@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from golden_data import TINY_MODELS, tiny_model
 from paged_run import PagedRun, Sequence
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "tiny"
-NAMES = sorted(folder.name for folder in GOLDEN.iterdir())
 TOLERANCE = 2e-3
 
 
 def expected(name: str) -> list[dict[str, Any]]:
-    return json.loads((GOLDEN / name / "expected.json").read_text())
+    return json.loads((tiny_model(name) / "expected.json").read_text())
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -38,9 +36,9 @@ def check_greedy(run: PagedRun, sequence: Sequence, logits: np.ndarray, case: di
         assert run.greedy(sequence, logits[-1], len(wanted)) == wanted
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TINY_MODELS)
 def test_whole_prompts_in_order(name: str) -> None:
-    run = PagedRun.open(GOLDEN / name)
+    run = PagedRun.open(tiny_model(name))
     for case in expected(name):
         sequence = Sequence(list(case["prompt_token_ids"]))
         (logits,) = run.step([(sequence, len(sequence.token_ids))])
@@ -49,9 +47,9 @@ def test_whole_prompts_in_order(name: str) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 16, 33])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TINY_MODELS)
 def test_prompts_in_chunks_over_scattered_blocks(name: str, chunk: int) -> None:
-    run = PagedRun.open(GOLDEN / name, scatter_seed=chunk)
+    run = PagedRun.open(tiny_model(name), scatter_seed=chunk)
     for case in expected(name):
         sequence = Sequence(list(case["prompt_token_ids"]))
         pieces = []
@@ -63,9 +61,9 @@ def test_prompts_in_chunks_over_scattered_blocks(name: str, chunk: int) -> None:
         check_greedy(run, sequence, logits, case)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TINY_MODELS)
 def test_mixed_batches_of_prefill_chunks_and_decodes(name: str) -> None:
-    run = PagedRun.open(GOLDEN / name, scatter_seed=7)
+    run = PagedRun.open(tiny_model(name), scatter_seed=7)
     cases = expected(name)
     prompt_lens = [len(case["prompt_token_ids"]) for case in cases]
     sequences = [Sequence(case["prompt_token_ids"] + case["greedy_token_ids"]) for case in cases]
