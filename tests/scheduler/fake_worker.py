@@ -16,6 +16,7 @@ from cupy_engine.sampling_params import SamplingParams
 VOCAB_SIZE = 6
 EOS = 0
 _START = 12345
+_NO_TOKEN = VOCAB_SIZE + 1  # what stands in a result where a draw failed
 
 
 def chained(previous: int, token_id: int) -> int:
@@ -138,16 +139,17 @@ class FakeWorker:
         for plan_index, entry in enumerate(plan.sequences):
             end = entry.start + entry.num_tokens
             state = self._state(entry.slot, end)
+            is_failing = (plan.step_id, plan_index) in self.failing_draws
             for slot in entry.sample_slots:
                 setup = self.setups[slot]
                 assert setup is not None
-                token_id = drawn_token(state, setup.seed, end)
+                token_id = _NO_TOKEN if is_failing else drawn_token(state, setup.seed, end)
                 self.last_tokens[slot] = token_id
                 result.token_ids.append(token_id)
                 result.logprobs.append(None)
             if entry.num_prompt_logprobs is not None:
                 result.prompt_logprobs[plan_index] = self._prompt_logprobs(entry)
-            if (plan.step_id, plan_index) in self.failing_draws:
+            if is_failing:
                 result.errors[plan_index] = StepError("not finite", "internal")
         return result
 

@@ -14,6 +14,7 @@ from cupy_engine.preemption import PreemptionCosts
 from cupy_engine.request_queue import FcfsPolicy, Policy
 from cupy_engine.sampling_params import SamplingParams
 from cupy_engine.scheduler import Scheduler
+from cupy_engine.scheduler_listener import SchedulerListener
 
 
 @dataclass
@@ -71,6 +72,7 @@ class Harness:
         steps_in_flight: int = 1,
         enable_prefix_caching: bool = True,
         log_schedule: bool = False,
+        listener: SchedulerListener | None = None,
         eos: tuple[int, ...] = (EOS,),
     ) -> None:
         self.manager = BlockManager(num_blocks, block_size, num_host_blocks, enable_prefix_caching)
@@ -86,6 +88,7 @@ class Harness:
             eos_token_ids=eos,
             seed=0,
             log_schedule=log_schedule,
+            listener=listener,
         )
         self.worker = FakeWorker(num_blocks, block_size, num_host_blocks, max_num_seqs)
         self.steps_in_flight = steps_in_flight

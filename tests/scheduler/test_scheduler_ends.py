@@ -1,6 +1,7 @@
 """Ends of all kinds, at every moment: stops noticed late, aborts, deadlines, broken draws, broken steps."""
 
 import pytest
+from fake_worker import EOS
 from scheduler_harness import Harness, endless, ref_counts, seed_for, spans
 
 # Stops
@@ -20,6 +21,17 @@ def test_a_stop_is_noticed_a_step_late_and_the_extra_token_is_dropped():
     assert harness.collect() == []
     harness.check_outputs()
     harness.check_empty()
+
+
+def test_no_token_ends_a_sequence_before_min_tokens(monkeypatch):
+    monkeypatch.setattr("fake_worker.drawn_token", lambda *_: EOS)
+    harness = Harness()
+    harness.add("a", [1], min_tokens=2)
+    harness.add("b", [1], min_tokens=3, stop_token_ids=[EOS], ignore_eos=True)
+    harness.run()
+    assert harness.received["a", 0].token_ids == [EOS] * 3
+    assert harness.received["b", 0].token_ids == [EOS] * 4
+    assert (harness.received["a", 0].stop_reason, harness.received["b", 0].stop_reason) == (None, EOS)
 
 
 def test_the_seat_and_blocks_of_a_late_stop_serve_the_next_request_at_once():
@@ -191,6 +203,17 @@ def test_a_draw_that_breaks_for_a_sequence_that_has_ended_is_nobodys_error():
     assert harness.received["a", 0].finish_reason == "stop"
     assert not harness.errors
     harness.check_outputs()
+
+
+def test_a_broken_draw_at_the_fork_fails_the_children_though_the_parent_was_aborted():
+    harness = Harness()
+    harness.worker.failing_draws.add((0, 0))
+    harness.add("a", [1, 2, 3], n=2, **endless(3))
+    harness.schedule()
+    harness.abort("a", 0)
+    harness.collect()
+    assert harness.errors.keys() == {"a"}
+    harness.check_empty()
 
 
 def test_a_broken_step_fails_what_it_computed_and_the_engine_goes_on():

@@ -85,6 +85,17 @@ def test_equals_do_not_push_each_other_out():
     assert finishing_order(harness) == ["first", "earlier"]
 
 
+def test_a_running_request_that_has_aged_is_not_pushed_out():
+    harness = Harness(max_num_seqs=1, policy=PriorityPolicy(ageing_s=10.0))
+    harness.add("old", [1], priority=3, arrival_time_s=100, **endless(3))
+    harness.step()
+    harness.add("31 s later", [2], priority=0, arrival_time_s=131, **endless(2))
+    assert spans(harness.step()) == [(0, 1, 2)]
+    harness.add("29 s later", [3], priority=0, arrival_time_s=129, **endless(2))
+    assert spans(harness.step()) == [(0, 0, 1)]
+    assert finishing_order(harness) == ["29 s later", "old", "31 s later"]
+
+
 def test_who_has_waited_long_enough_can_no_longer_be_overtaken():
     """With ageing_s = 10, a lead of 3 levels is worth an arrival 30 s earlier."""
     policy = PriorityPolicy(ageing_s=10.0)

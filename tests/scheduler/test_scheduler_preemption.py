@@ -8,6 +8,7 @@ from scheduler_harness import Harness, endless, spans
 
 from cupy_engine.plan import BlockTableWrite
 from cupy_engine.preemption import PreemptionCosts
+from cupy_engine.scheduler_listener import SchedulerListener
 
 PROMPT_A, PROMPT_B = [1, 2, 3, 4, 5, 6], [11, 12, 13, 14, 15]
 
@@ -76,7 +77,7 @@ def test_a_full_host_pool_falls_back_to_computing_again():
     harness.check_outputs()
 
 
-def test_preemption_lets_nobody_in_in_the_same_step():
+def test_a_newcomer_waits_behind_the_one_that_made_room():
     harness = two_in_four_blocks()
     for _ in range(3):
         harness.step()
@@ -144,6 +145,41 @@ def test_a_swapped_sequence_may_end_by_the_token_in_flight():
     harness.run()
     harness.check_outputs()
     harness.check_empty()
+
+
+def test_a_listener_hears_of_every_request_once_however_often_it_is_seated():
+    class Listener(SchedulerListener):
+        def __init__(self):
+            self.events = []
+
+        def on_admitted(self, request):
+            self.events.append(f"admitted {request.request_id}, {request.num_cached_tokens} cached")
+
+        def on_preempted(self, how):
+            self.events.append(f"preempted by {how}")
+
+        def on_token(self, sequence):
+            self.events.append(f"token {len(sequence.token_ids)} of {sequence.request.request_id}")
+
+        def on_finished(self, sequence):
+            self.events.append(f"finished {sequence.request.request_id} by {sequence.finish_reason}")
+
+    listener = Listener()
+    harness = Harness(num_blocks=4, budget=12, listener=listener)
+    harness.add("a", [1] * 8, **endless(2))
+    harness.add("b", [2] * 7, **endless(1))  # pushed out in the middle of its prompt, then finds 4 tokens cached
+    harness.run()
+    assert listener.events == [
+        "admitted a, 0 cached",
+        "admitted b, 0 cached",
+        "token 9 of a",
+        "preempted by recompute",
+        "token 10 of a",
+        "finished a by length",
+        "token 8 of b",
+        "finished b by length",
+    ]
+    assert harness.received["b", 0].num_cached_tokens == 0
 
 
 @pytest.mark.parametrize("preemption", ["recompute", "swap", "auto"])
