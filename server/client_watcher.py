@@ -25,7 +25,10 @@ class ClientWatcher:
     def watch(self, connection: socket.socket, on_gone: Callable[[], None]) -> None:
         self._start()
         self._callbacks[connection.fileno()] = on_gone
-        self._epoll.register(connection.fileno(), GONE | select.EPOLLONESHOT)
+        try:
+            self._epoll.register(connection.fileno(), GONE | select.EPOLLONESHOT)
+        except (OSError, ValueError):  # it has been closed already
+            on_gone()
 
     def forget(self, connection: socket.socket) -> None:
         """Stop watching; must come before the connection is closed. Harmless if it is not watched."""

@@ -76,6 +76,14 @@ class EngineConnection(threading.Thread):
         os.close(self._wake)
 
     def run(self) -> None:
+        try:
+            self._run()
+        except Exception:
+            logger.exception("the connection to the engine broke")
+            self.is_lost = True
+            self._listener.on_lost("dead")
+
+    def _run(self) -> None:
         with zmq.Context() as context, contextlib.ExitStack() as sockets:
             self._engine = sockets.enter_context(self._connect(context, wire.ENGINE_SOCKET, max_unsent=0))
             self._pulse = sockets.enter_context(self._connect(context, wire.STATUS_SOCKET, max_unsent=4))

@@ -49,7 +49,7 @@ class StatusThread(threading.Thread):
                     ready = dict(poller.poll())
                     if self._owner in ready:
                         break
-                    worker, _ = socket.recv_multipart()
+                    worker, *_ = socket.recv_multipart()
                     socket.send_multipart((worker, encode(self._report())))
             except zmq.ContextTerminated:
                 return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import logging
 import signal
 import socket
 import sys
@@ -25,6 +25,8 @@ from .listen_config import ListenConfig
 from .server_config import ServerConfig
 from .wire import EngineStatus
 
+logger = logging.getLogger(__name__)
+
 EXIT_MARGIN_S = 3.0  # for workers to send what the engine failed at the drain limit
 
 
@@ -41,8 +43,8 @@ def run_gunicorn(
     Raises:
         ModelLoadError: the model's tokenizer or configuration cannot be loaded.
     """
-    app = assemble(FrontEnd.from_config(engine_config), engine_config, config, engine)
     url = url_of(listener)
+    app = assemble(FrontEnd.from_config(engine_config), engine_config, config, engine)
 
     def on_worker_start(worker: Any) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C goes to all; the master decides
@@ -56,7 +58,7 @@ def run_gunicorn(
     }
     num_threads = listen.num_threads(engine_config)
     settings |= {
-        "bind": [f"fd://{os.dup(listener.fileno())}"],
+        "bind": [f"fd://{listener.detach()}"],  # gunicorn closes it when it stops accepting
         "workers": listen.num_workers(),
         "threads": num_threads,
         "worker_class": listen.worker_class,
@@ -122,6 +124,8 @@ class DrainingArbiter(Arbiter):  # type: ignore[misc]
 
     def stop(self, graceful: bool = True) -> None:
         self._is_stopping = True
+        if graceful:
+            logger.info("stopping: running requests may take %g s; Ctrl-C again ends them now", self._drain_timeout_s)
         limit = threading.Timer(self._drain_timeout_s, self._engine.stop_now)
         limit.daemon = True
         limit.start()

@@ -61,7 +61,7 @@ class OpenAIApi:
         options = AnswerOptions(
             echoes=[self._echo(each) for each in requests] if fields.echo else (),
             is_prompt_only=bool(fields.echo) and fields.max_tokens == 0,
-            return_token_ids=bool(fields.return_token_ids),
+            return_token_ids=self._returns_token_ids(fields),
             prompt_logprobs=fields.prompt_logprobs is not None,
         )
         envelope = self._envelope("cmpl", "text_completion", fields)
@@ -83,7 +83,7 @@ class OpenAIApi:
         does_echo = fields.echo and messages[-1]["role"] == "assistant"
         options = AnswerOptions(
             echoes=[Echo(messages[-1]["content"])] if does_echo else (),
-            return_token_ids=bool(fields.return_token_ids),
+            return_token_ids=self._returns_token_ids(fields),
             prompt_logprobs=fields.prompt_logprobs is not None,
         )
         kind = "chat.completion.chunk" if fields.stream else "chat.completion"
@@ -103,6 +103,10 @@ class OpenAIApi:
         return json_response(self._model_card())
 
     # Their parts
+
+    def _returns_token_ids(self, fields: GenerationFields) -> bool:
+        """As asked; by default where there is no text to return."""
+        return self._front_end.tokenizer is None if fields.return_token_ids is None else fields.return_token_ids
 
     def _envelope(self, prefix: str, kind: str, fields: GenerationFields) -> Envelope:
         g.answer_id = f"{prefix}-{fields.request_id or uuid.uuid4().hex}"

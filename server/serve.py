@@ -32,6 +32,8 @@ def serve(engine_config: EngineConfig, config: ServerConfig, listen: ListenConfi
     """
     configure_logging(listen.log_level)
     signal.signal(signal.SIGTERM, _exit)
+    if not config.api_keys and listen.host not in ("127.0.0.1", "::1", "localhost"):
+        logger.warning("no API key is set: whoever can reach %s:%d can use this server", listen.host, listen.port)
     main_pid = os.getpid()
     listener = bind(listen.host, listen.port)
     engine = ensure_engine(engine_config, main_pid, config.drain_timeout_s, is_quiet=True)

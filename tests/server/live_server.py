@@ -130,11 +130,15 @@ class LiveServer:
         """A raw connection with a streaming completion on its way."""
         host, port = self.url.removeprefix("http://").split(":")
         connection = socket.create_connection((host, int(port)), timeout=60)
+        self.send_stream(connection, body)
+        return connection
+
+    @staticmethod
+    def send_stream(connection: socket.socket, body: dict[str, Any]) -> None:
         payload = json.dumps({"stream": True, **body}).encode()
         head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         head += f"Content-Length: {len(payload)}\r\n\r\n"
         connection.sendall(head.encode() + payload)
-        return connection
 
     def open_running_stream(self, body: dict[str, Any]) -> socket.socket:
         """The same after its first event."""

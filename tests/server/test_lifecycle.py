@@ -220,6 +220,17 @@ def test_a_port_in_use_is_one_line() -> None:
             server.assert_no_trace()
 
 
+def test_a_client_that_reads_nothing_is_given_up_on(long_model: tuple[str, ...]) -> None:
+    with LiveServer.serve(*long_model, "--client-write-timeout-s", "0.2") as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.socket() as stalled:
+            stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            stalled.connect((host, int(port)))
+            server.send_stream(stalled, LONG | {"n": 16})
+            wait_until(lambda: server.metric("num_requests_running") > 0, 10, "running")
+            wait_until(server.is_idle, 30, "aborted")
+
+
 def test_queue_full_is_429(long_model: tuple[str, ...]) -> None:
     with LiveServer.serve(*long_model, "--max-num-seqs", "1", "--max-queue-len", "1") as server:
         streams = [server.open_running_stream(LONG)]
