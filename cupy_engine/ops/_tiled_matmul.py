@@ -1,8 +1,8 @@
 """``x @ weight.T`` in NumPy, fast where it matters for serving: few rows, a large weight.
 
-One row is a matrix-vector product, bound by memory, which BLAS does well. A hundred rows and more are ordinary matrix
-products. In between BLAS spends most of its time packing the weight. Its AVX-512 kernels for small matrices need no
-packing, so the product is cut into tiles small enough for them, which the crew's threads share:
+One row is a matrix-vector product, bound by memory, which BLAS does well; so it does hundreds of rows. In between it
+spends much of its time packing the weight. Its AVX-512 kernels for small matrices need no packing, so the product is cut
+into tiles small enough for them, which the crew's threads share:
 
     weight [N, K]                x.T [K, T]           out.T [N, T]
     slab 0  ───────────      block 0 │ block 1       ┌──────┬──────┐
@@ -21,10 +21,9 @@ import numpy as np
 from cupy_engine.ops._crew import crew, even_cuts
 
 _MAX_TILE_WORK = 1_000_000  # multiply-adds; above, OpenBLAS uses its packing kernels
-_MAX_ROWS = 128  # of x
+_MAX_ROWS = 64  # of x; more are faster in one piece
 _MAX_BLOCK = 32  # columns of x.T in a tile
 _MIN_SLAB, _MAX_SLAB, _SLAB_STEP = 32, 192, 16  # rows of weight in a tile
-_SHARES_PER_THREAD = 2
 _MIN_WEIGHT_SIZE = 1 << 18  # elements; below, handing over to another thread costs more than it saves
 
 
@@ -45,8 +44,7 @@ def matmul_few_rows(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
 def _matmul_in_tiles(x: np.ndarray, weight: np.ndarray, widest_block: int) -> np.ndarray:
     num_rows, num_features = x.shape
     cuts = even_cuts(num_rows, -(-num_rows // widest_block))
-    slab = min(_MAX_SLAB, _MAX_TILE_WORK // (cuts[0].stop * num_features), len(weight) // crew().num_threads)
-    slab = max(_SLAB_STEP, slab // _SLAB_STEP * _SLAB_STEP)
+    slab = _slab_rows(len(weight), cuts[0].stop * num_features)
     num_slabs = len(weight) // slab
     tiled = num_slabs * slab
 
@@ -59,11 +57,17 @@ def _matmul_in_tiles(x: np.ndarray, weight: np.ndarray, widest_block: int) -> np
         for cut, block in zip(cuts, blocks, strict=True):
             np.matmul(slabs[share], block, out=out_slabs[share, :, cut])
 
-    num_shares = min(num_slabs, _SHARES_PER_THREAD * crew().num_threads)
-    crew().run(multiply, [(share,) for share in even_cuts(num_slabs, num_shares)])
+    crew().run(multiply, [(share,) for share in even_cuts(num_slabs, crew().num_threads)])
     if tiled < len(weight):
         np.matmul(weight[tiled:], x.T, out=out[tiled:])
     return out.T
+
+
+def _slab_rows(num_outputs: int, block_work: int) -> int:
+    # As few slabs as keep tiles small, but as many for one thread as for another.
+    widest = min(_MAX_SLAB, _MAX_TILE_WORK // block_work // _SLAB_STEP * _SLAB_STEP)
+    num_slabs = -(-num_outputs // (widest * crew().num_threads)) * crew().num_threads
+    return -(-num_outputs // (num_slabs * _SLAB_STEP)) * _SLAB_STEP
 
 
 @cache
