@@ -37,6 +37,13 @@ struct Best {
 
 __device__ __forceinline__ Best no_best() { return {minus_infinity_logit(), minus_infinity_logit(), 0x7fffffff}; }
 
+/* By all threads of the block. */
+__device__ __forceinline__ void copy_words(Slot* to, const Slot* from) {
+    static_assert(sizeof(Slot) % sizeof(int) == 0);
+    for (int i = threadIdx.x; i < sizeof(Slot) / sizeof(int); i += blockDim.x)
+        reinterpret_cast<int*>(to)[i] = reinterpret_cast<const int*>(from)[i];
+}
+
 /* parts[n, s] = the best token of part s of draw n's row: part_size tokens, the last part less
    grid (num_parts, N), block (a multiple of 32 up to 1024); part_size % 32 == 0
    bound: memory, N * V * sizeof(T) bytes */
@@ -131,9 +138,11 @@ __global__ void __launch_bounds__(BLOCK_THREADS)
 draw_tokens(int* tokens, int* last_tokens, const Best* parts, const T* logits, const int* rows, const int* draw_slots,
             const int* positions, const Slot* slots, int num_parts, int num_rows, int num_slots, int vocab) {
     __shared__ Selection selection;
-    const int draw = blockIdx.x, slot_index = draw_slots[draw], position = positions[draw];
-    if (slot_index < 0 || slot_index >= num_slots) return;
-    const Slot& slot = slots[slot_index];
+    __shared__ Slot slot;
+    const int draw = blockIdx.x;
+    if (draw_slots[draw] < 0 || draw_slots[draw] >= num_slots) return;
+    copy_words(&slot, slots + draw_slots[draw]);
+    __syncthreads();
 
     Best best = no_best();
     for (int i = threadIdx.x % WARP_SIZE; i < num_parts; i += WARP_SIZE) best.merge(parts[draw * num_parts + i]);
@@ -145,14 +154,14 @@ draw_tokens(int* tokens, int* last_tokens, const Best* parts, const T* logits, c
         token = NOTHING_ALLOWED;
     } else if (slot.factor > 0.0f) {
         const T* row_logits = logits + static_cast<int64>(clamp_index(rows[draw], num_rows)) * vocab;
-        const Row<T, VEC> row(row_logits, vocab, &slot, position);
-        token = draw_randomly(selection, row, slot, best.logit, position);
+        const Row<T, VEC> row(row_logits, vocab, &slot, positions[draw]);
+        token = draw_randomly(selection, row, slot, best.logit, positions[draw]);
     }
     if (threadIdx.x == 0) {
         tokens[draw] = token;
-        last_tokens[slot_index] = max(token, 0);
+        last_tokens[draw_slots[draw]] = max(token, 0);
     }
-    if (token >= 0) record(slot, token, position);
+    if (token >= 0) record(slot, token, positions[draw]);
 }
 
 /* What the host says about a slot; lists and tokens are in page-locked host memory, which the device reads in place. */
@@ -170,9 +179,9 @@ struct SlotUpdate {
 __global__ void __launch_bounds__(1024)
 seat_slots(Slot* slots, const SlotUpdate* updates, int num_slots, int vocab) {
     const SlotUpdate& update = updates[blockIdx.x];
-    const Slot slot = update.slot;
+    const Slot& slot = update.slot;
     if (update.index < 0 || update.index >= num_slots) return;
-    if (threadIdx.x == 0) slots[update.index] = slot;
+    copy_words(slots + update.index, &slot);
     for (int i = threadIdx.x; i < update.num_list_words; i += blockDim.x) update.list_target[i] = update.lists[i];
     if (!slot.counts) return;
     uint32* pairs = reinterpret_cast<uint32*>(slot.counts);  // two counts a word, so that atomics can reach them

@@ -17,11 +17,13 @@ struct Selection {
     uint32 tile_top[BLOCK_THREADS];  // a key that no token of the tile exceeds
     uint64 tile_sum[BLOCK_THREADS];
     uint32 count[NUM_BINS], mass_low[NUM_BINS], mass_high[NUM_BINS];
-    uint64 beyond_mass;
-    uint32 beyond_count;
+    uint64 beyond;
     uint32 bound[2];
 
-    __device__ __forceinline__ void reset() { tile_top[threadIdx.x] = ~0u; }
+    __device__ __forceinline__ void reset() {
+        tile_top[threadIdx.x] = ~0u;
+        __syncthreads();
+    }
 
     __device__ __forceinline__ uint64 mass(int bin) const {
         return static_cast<uint64>(mass_high[bin]) << 32 | mass_low[bin];
@@ -48,8 +50,8 @@ struct Bins {
         return {from, per_octave, 0, ~0u, 0};
     }
 
-    static __device__ __forceinline__ Bins by_key(uint32 low, uint32 high) {
-        return {0.0f, 0.0f, low, high, max(0, 22 - __clz(high - low))};
+    static __device__ __forceinline__ Bins by_key(uint2 keys) {
+        return {0.0f, 0.0f, keys.x, keys.y, max(0, 22 - __clz(keys.y - keys.x))};
     }
 
     /* Of a token; negative if it lies before the first bin, NUM_BINS or more if behind the last. */
@@ -59,16 +61,16 @@ struct Bins {
     }
 };
 
-/* Counts tokens and mass by bin, of the tokens that survive the cut, and of those behind the last bin together. */
+/* Counts tokens and mass by bin, of the tokens that survive the cut, and one of both behind the last bin. */
 template <typename Row>
 __device__ __forceinline__ void fill_bins(Selection& s, const Row& row, const Weights& weights, uint64 cut,
-                                          const Bins& bins) {
+                                          const Bins& bins, bool by_count) {
     const int t = threadIdx.x, lane = t % WARP_SIZE, num_tiles = (row.vocab + TILE - 1) / TILE;
+    __syncthreads();  // the bins of the pass before have been read
     s.count[t] = s.mass_low[t] = s.mass_high[t] = 0;
-    if (t == 0) s.beyond_mass = s.beyond_count = 0;
+    if (t == 0) s.beyond = 0;
     __syncthreads();
-    uint64 beyond_mass = 0;
-    uint32 beyond_count = 0;
+    uint64 beyond = 0;
     const uint32 skip_below = max(static_cast<uint32>(cut >> 32), bins.low);
     for (int tile = t / WARP_SIZE; tile < num_tiles; tile += BLOCK_THREADS / WARP_SIZE) {
         if (s.tile_top[tile] < skip_below) continue;
@@ -83,16 +85,14 @@ __device__ __forceinline__ void fill_bins(Selection& s, const Row& row, const We
             if (bin < NUM_BINS) {
                 s.add(bin, mass);
             } else {
-                beyond_mass += mass;
-                ++beyond_count;
+                beyond += by_count ? 1 : mass;
             }
         });
         top = __reduce_max_sync(FULL_WARP, top);
         if (lane == 0) s.tile_top[tile] = top;
     }
-    beyond_mass = warp_sum(beyond_mass);
-    beyond_count = __reduce_add_sync(FULL_WARP, beyond_count);
-    if (lane == 0) atomicAdd(&s.beyond_mass, beyond_mass), atomicAdd(&s.beyond_count, beyond_count);
+    beyond = warp_sum(beyond);
+    if (lane == 0) atomicAdd(&s.beyond, beyond);
     __syncthreads();
 }
 
@@ -144,43 +144,41 @@ __device__ __forceinline__ int first_reaching(Selection& s, const Row& row, uint
     return tile.index * TILE + find_reaching(tokens, target - tile.before, s.scan).index;
 }
 
+/* The cut that leaves, of the tokens with this key that survive `cut`, the first `count` in vocabulary order. */
+template <typename Row>
+__device__ __forceinline__ uint64 cut_equals(Selection& s, const Row& row, uint64 cut, uint32 key, uint64 count) {
+    const auto is_equal = [&](float x, int id) { return uint64(row.key(x) == key && rank_of(key, id) >= cut); };
+    return rank_of(key, first_reaching(s, row, key, is_equal, [=](uint64) { return count; }));
+}
+
 /* The cut that leaves the shortest prefix of the ranking, among the tokens surviving `cut`, that has
      share tokens (BY_COUNT), or share * 2^-64 of their mass, rounded up. */
 template <typename Row>
 __device__ __forceinline__ uint64 cut_prefix(Selection& s, const Row& row, const Weights& weights, uint64 cut,
                                              bool by_count, uint64 share) {
     Bins bins = Bins::by_octaves(0.0f, 64.0f);
-    uint64 before = 0, goal = 0;
-    uint2 keys;
+    uint64 missing = 0;  // from the bins on
     for (bool is_first = true;; is_first = false) {
-        fill_bins(s, row, weights, cut, bins);
+        fill_bins(s, row, weights, cut, bins, by_count);
         const Scan scan = scan_block(by_count ? s.count[threadIdx.x] : s.mass(threadIdx.x), s.scan);
         if (is_first) {
-            if (by_count && share >= scan.total + s.beyond_count) return cut;
-            goal = by_count ? share : share_of(share, scan.total + s.beyond_mass);
+            const uint64 total = scan.total + s.beyond;
+            if (by_count && share >= total) return cut;
+            missing = by_count ? share : share_of(share, total);
         }
-        if (before + scan.total < goal) {  // behind the last bin
-            before += scan.total;
-            keys = keys_of_bin(s, row, weights, bins, NUM_BINS);
-            bins = is_first ? Bins::by_octaves(NUM_BINS / 64.0f, 32.0f) : Bins::by_key(keys.x, keys.y);
+        if (scan.total < missing) {  // the prefix ends behind the last bin
+            missing -= scan.total;
+            bins = is_first ? Bins::by_octaves(NUM_BINS / 64.0f, 32.0f)
+                            : Bins::by_key(keys_of_bin(s, row, weights, bins, NUM_BINS));
             continue;
         }
-        const Found found = find_reaching(scan, goal - before, s.scan);
-        before += found.before;
-        keys = keys_of_bin(s, row, weights, bins, found.index);
+        const Found found = find_reaching(scan, missing, s.scan);
+        missing -= found.before;
+        const uint2 keys = keys_of_bin(s, row, weights, bins, found.index);
         const uint32 count = s.count[found.index];
-        const uint64 mass = s.mass(found.index), sum = by_count ? count : mass;
-        const uint64 whole_bin = rank_of(keys.x, -1);
-        if (count == 1 || before + sum == goal) return max(cut, whole_bin);
-        if (keys.x == keys.y) {
-            const uint64 unit = sum / count, needed = (goal - before + unit - 1) / unit;
-            if (needed == count) return max(cut, whole_bin);
-            const auto is_equal = [&](float x, int id) -> uint64 {
-                return row.key(x) == keys.x && rank_of(keys.x, id) >= cut;
-            };
-            return rank_of(keys.x, first_reaching(s, row, keys.x, is_equal, [=](uint64) { return needed; }));
-        }
-        __syncthreads();  // the bins have been read
-        bins = Bins::by_key(keys.x, keys.y);
+        const uint64 sum = by_count ? count : s.mass(found.index);
+        if (count == 1 || sum == missing) return max(cut, rank_of(keys.x, -1));
+        if (keys.x == keys.y) return cut_equals(s, row, cut, keys.x, (missing - 1) / (sum / count) + 1);
+        bins = Bins::by_key(keys);
     }
 }

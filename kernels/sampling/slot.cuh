@@ -28,7 +28,7 @@ struct Slot {
     uint64 seed;
     uint64 top_p;           // in units of 2^-64; 0 keeps all tokens
     double min_p_distance;  // how far below the best a logit may lie
-    double repetition, frequency, presence;
+    double repetition, inverse_repetition, frequency, presence;
     const uint32* forbidden;  // bits [V] of tokens never to be drawn, or null
     const uint32* listed;     // bits [V] of tokens that have an edit, or null
     Edit* edits;              // [num_edits], by ascending token
@@ -48,55 +48,60 @@ __device__ __forceinline__ float minus_infinity_logit() { return __int_as_float(
 /* The edits of one draw: bad words, allowed tokens, stop tokens, biases, penalties, in this order. */
 struct Edits {
     const Slot* slot;
-    const uint32* forbidden;
-    const uint32* listed;
-    const uint16* counts;
     bool is_early, is_any;
 
     __device__ __forceinline__ Edits(const Slot* slot, int position)
-        : slot(slot), is_early(position < slot->first_stop_position), is_any(is_early || slot->always_edits) {
-        forbidden = slot->forbidden, listed = slot->listed, counts = slot->counts;
-    }
+        : slot(slot), is_early(position < slot->first_stop_position), is_any(is_early || slot->always_edits) {}
 
     /* Edits the logits x of N tokens from first on; first % N == 0. */
     template <int N>
     __device__ __forceinline__ void apply(float (&x)[N], int first) const {
-        if (forbidden) {
-            const uint32 bits = forbidden[first / 32] >> (first % 32);
+        const uint32 forbidden = slot->forbidden ? slot->forbidden[first / 32] >> (first % 32) : 0;
+        uint32 changed = slot->listed ? slot->listed[first / 32] >> (first % 32) & ((1u << N) - 1) : 0;
+        if (slot->counts) {
+            const Vec<uint16, N> seen = load<N>(slot->counts + first);
 #pragma unroll
-            for (int j = 0; j < N; ++j)
-                if (bits >> j & 1) x[j] = minus_infinity_logit();
+            for (int j = 0; j < N; ++j) changed |= (seen.at[j] != 0) << j;
         }
-        if (listed) {
-            const uint32 bits = listed[first / 32] >> (first % 32);
 #pragma unroll
-            for (int j = 0; j < N; ++j)
-                if (bits >> j & 1) x[j] = edited(x[j], first + j);
-        }
-        if (counts) {
-            const Vec<uint16, N> seen = load<N>(counts + first);
+        for (int j = 0; j < N; ++j)
+            if (forbidden >> j & 1) x[j] = minus_infinity_logit();
+        for (changed &= ~forbidden; changed; changed &= changed - 1) {
+            const int changing = __ffs(changed) - 1;
+            float logit = x[0];
 #pragma unroll
-            for (int j = 0; j < N; ++j)
-                if (seen.at[j]) x[j] = penalized(x[j], seen.at[j]);
+            for (int j = 1; j < N; ++j) logit = j == changing ? x[j] : logit;
+            logit = edited(logit, first + changing);
+#pragma unroll
+            for (int j = 0; j < N; ++j) x[j] = j == changing ? logit : x[j];
         }
     }
 
    private:
-    __device__ __noinline__ float edited(float x, int token) const {
+    __device__ __forceinline__ float edited(float x, int token) const {
+        if (slot->listed && slot->listed[token / 32] >> (token % 32) & 1) {
+            const Edit edit = edit_of(token);
+            const int forbidding = Edit::ENDS_BAD_WORD | (is_early ? Edit::IS_STOP : 0);
+            x = edit.flags & forbidding ? minus_infinity_logit() : x + edit.bias;
+        }
+        const uint16 seen = slot->counts ? slot->counts[token] : 0;
+        return seen ? penalized(x, seen) : x;
+    }
+
+    __device__ __forceinline__ Edit edit_of(int token) const {
         int low = 0, high = slot->num_edits - 1;
         while (low < high) {
             const int middle = (low + high) / 2;
             if (slot->edits[middle].token < token) low = middle + 1;
             else high = middle;
         }
-        const Edit edit = slot->edits[low];
-        const int forbidding = Edit::ENDS_BAD_WORD | (is_early ? Edit::IS_STOP : 0);
-        return edit.flags & forbidding ? minus_infinity_logit() : x + edit.bias;
+        return slot->edits[low];
     }
 
-    __device__ __noinline__ float penalized(float x, uint16 seen) const {
+    /* In float64 like the reference, so that equal logits stay equal. */
+    __device__ __forceinline__ float penalized(float x, uint16 seen) const {
         const int count = seen & (IN_PROMPT - 1);
-        double value = x > 0.0f ? x / slot->repetition : x * slot->repetition;
+        double value = x * (x > 0.0f ? slot->inverse_repetition : slot->repetition);
         value -= slot->frequency * count + slot->presence * (count > 0);
         return static_cast<float>(fmin(value, 3.4028234663852886e38));
     }
