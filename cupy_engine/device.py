@@ -44,7 +44,8 @@ class NumpyDevice:
         keep_freed_memory()
 
     def asarray(self, host: np.ndarray, dtype: Any = None) -> np.ndarray:
-        return np.ascontiguousarray(host, dtype=dtype)
+        # A read-only array is a mapped file: huge pages, and safety from a file that shrinks, need memory of our own.
+        return np.array(host, dtype, order="C", copy=None if host.flags.writeable else True)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         return np.empty(shape, dtype)

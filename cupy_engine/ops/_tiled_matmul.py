@@ -1,8 +1,8 @@
 """``x @ weight.T`` in NumPy, fast where it matters for serving: few rows, a large weight.
 
 One row is a matrix-vector product, bound by memory, which BLAS does well; so it does hundreds of rows. In between it
-spends much of its time packing the weight. Its AVX-512 kernels for small matrices need no packing, so the product is cut
-into tiles small enough for them, which the crew's threads share:
+spends much of its time packing the weight. Its AVX-512 kernels for small matrices need no packing, so the product is
+cut into tiles small enough for them, which the crew's threads share:
 
     weight [N, K]                x.T [K, T]           out.T [N, T]
     slab 0  ───────────      block 0 │ block 1       ┌──────┬──────┐
