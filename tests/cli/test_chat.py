@@ -13,7 +13,6 @@ from cupy_engine.server.chat import Conversation
 from cupy_engine.server.cli import main
 
 from cupy_engine.errors import InvalidRequestError
-from cupy_engine.model_source import ModelFiles
 from cupy_engine.outputs import CompletionDelta
 from cupy_engine.sampling_params import SamplingParams
 
@@ -66,7 +65,7 @@ def test_a_conversation_too_long_says_the_way_out(capsys: Captured) -> None:
     assert talk.messages == []
 
 
-def test_piped(default_model: ModelFiles, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_piped(warm: None, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = "What is the capital of France?\n\n/reset\nWhat is the capital of France?\n/quit\nnever read\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
     assert main(["chat"]) == 0
