@@ -76,7 +76,7 @@ class EngineClient:
             self._connection.close()
             self._pid = None
 
-    # -- for request threads
+    # For request threads
 
     @property
     def state(self) -> HealthState:
@@ -94,12 +94,6 @@ class EngineClient:
         if link.status.state == "ready" and link.status.turn_age_s > self._stall_timeout_s:
             return "stalled"
         return link.status.state
-
-    @property
-    def status(self) -> EngineStatus | None:
-        """What the engine last said about itself; ``None`` before its first word."""
-        self.connect()
-        return self._connection.status
 
     def require_ready(self) -> None:
         """Raises EngineDeadError unless the engine takes requests."""
@@ -151,7 +145,7 @@ class EngineClient:
         finally:
             self._stats_boxes.pop(token, None)
 
-    # -- for the I/O thread
+    # For the I/O thread
 
     def on_replies(self, replies: list[Reply]) -> None:
         """Sort replies into mailboxes: one piece of mail per mailbox."""

@@ -149,6 +149,8 @@ class EngineConnection(threading.Thread):
     def _read_monitor(self) -> None:
         event = recv_monitor_message(self._monitor)["event"]
         if event == zmq.EVENT_DISCONNECTED:
+            is_expected = self.status is not None and self.status.state == "stopping"
+            logger.log(logging.INFO if is_expected else logging.ERROR, "the engine process has ended")
             self.is_lost = True
             self.status = None
             self._listener.on_lost("dead")

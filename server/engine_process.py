@@ -1,6 +1,6 @@
 """The engine process: loads the model, then does nothing but schedule and compute until it is told to end.
 
-python -m cupy_engine.server.engine_process FOLDER OWNER_PIDFD DRAIN_TIMEOUT_S
+python -m cupy_engine.server.engine_process FOLDER OWNER_PIDFD DRAIN_TIMEOUT_S [--quiet]
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class EngineServer:
         except Exception as error:
             logger.exception("unexpected error while the engine loads")
             return self._give_up(f"{type(error).__name__}: {error}")
-        self._serve()
+        assert self._loop is not None
+        self._loop.run()
         return 0
 
     def _load(self) -> None:
@@ -75,10 +76,6 @@ class EngineServer:
         self._core = EngineCore.from_config(config, resolve_model(config.model))
         self._loop = CoreLoop(self._core, self._socket, self._socket.deliver)
         self._state = "ready"
-
-    def _serve(self) -> None:
-        assert self._loop is not None
-        self._loop.run()
 
     def _give_up(self, reason: str) -> int:
         """Tell the owner, which cannot serve without an engine, to end; wait for that, as it may ask for the reason."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import socket
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ class Generation:
         left_s = self._deadline_s - time.monotonic()
         if left_s <= 0:
             raise DeadlineExceededError("the request did not finish in time")
-        wait_s = left_s if timeout_s is None else min(timeout_s, left_s)
+        wait_s = min(left_s, threading.TIMEOUT_MAX if timeout_s is None else timeout_s)
         deltas: list[PromptDelta] = []
         try:
             mail = self._mailbox.get(timeout=wait_s)

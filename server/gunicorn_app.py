@@ -14,6 +14,7 @@ from typing import Any
 from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
+from gunicorn.config import KNOWN_SETTINGS as SETTINGS
 
 from cupy_engine.config import EngineConfig
 from cupy_engine.frontend import FrontEnd
@@ -27,6 +28,8 @@ from .wire import EngineStatus
 
 logger = logging.getLogger(__name__)
 
+KNOWN_SETTINGS = {setting.name for setting in SETTINGS}
+SPARE_CONNECTIONS = 1000  # kept alive, or waiting for a thread
 EXIT_MARGIN_S = 3.0  # for workers to send what the engine failed at the drain limit
 
 
@@ -54,21 +57,25 @@ def run_gunicorn(
         client.connect()
 
     settings = {
-        name: value for name, value in vars(gunicorn_conf).items() if not name.startswith("_") and name != "annotations"
-    }
-    num_threads = listen.num_threads(engine_config)
-    settings |= {
+        **gunicorn_settings(listen, listen.num_threads(engine_config)),
         "bind": [f"fd://{listener.detach()}"],  # gunicorn closes it when it stops accepting
-        "workers": listen.num_workers(),
-        "threads": num_threads,
-        "worker_class": listen.worker_class,
-        "worker_connections": num_threads + 1000,
         "graceful_timeout": int(config.drain_timeout_s + EXIT_MARGIN_S),
-        "loglevel": "debug" if listen.log_level == "debug" else "warning",
-        "proc_name": "cupy-engine",
         "post_worker_init": on_worker_start,
     }
     ServerApplication(app, settings, engine, config.drain_timeout_s).run()
+
+
+def gunicorn_settings(listen: ListenConfig, num_threads: int) -> dict[str, Any]:
+    """:mod:`.gunicorn_conf`, and what the command line says."""
+    common = {name: value for name, value in vars(gunicorn_conf).items() if name in KNOWN_SETTINGS}
+    return common | {
+        "workers": listen.num_workers(),
+        "threads": num_threads,
+        "worker_class": listen.worker_class,
+        "worker_connections": num_threads + SPARE_CONNECTIONS,
+        "loglevel": "debug" if listen.log_level == "debug" else "warning",
+        "proc_name": "cupy-engine",
+    }
 
 
 def url_of(listener: socket.socket) -> str:
@@ -97,8 +104,7 @@ class ServerApplication(BaseApplication):  # type: ignore[misc]
 
     def load_config(self) -> None:
         for name, value in self._settings.items():
-            if name in self.cfg.settings:
-                self.cfg.set(name, value)
+            self.cfg.set(name, value)
 
     def load(self) -> Flask:
         return self._app
