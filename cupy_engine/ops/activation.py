@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -107,6 +106,11 @@ def squared_relu(x: Array) -> Array:
     return np.square(relu(x))
 
 
+def gelu_tanh_and_mul(gate_up: Array, out: Array | None = None) -> Array:
+    """:func:`gelu_and_mul` in its tanh approximation."""
+    return gelu_and_mul(gate_up, out, approximate="tanh")
+
+
 def gelu_tanh(x: Array) -> Array:
     """GELU in its tanh approximation. Returns an array like ``x``."""
     return gelu(x, "tanh")
@@ -129,8 +133,8 @@ GATED_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": silu_and_mul,
     "swish": silu_and_mul,
     "gelu": gelu_and_mul,
-    "gelu_new": partial(gelu_and_mul, approximate="tanh"),
-    "gelu_pytorch_tanh": partial(gelu_and_mul, approximate="tanh"),
+    "gelu_new": gelu_tanh_and_mul,
+    "gelu_pytorch_tanh": gelu_tanh_and_mul,
 }
 
 

@@ -1,0 +1,1 @@
+"""Benchmarks: what is measured is in workloads.py, what was measured in RESULTS.md."""
