@@ -39,9 +39,9 @@ def tune(weights: Sequence[Array], row_counts: Iterable[int], out_dtype: Any = N
         _gemm.product.cache_clear()
 
 
-def fastest(shape: Shape, weights: Sequence[Array]) -> _gemm.Product:
-    """The candidate with the shortest time over all ``weights``."""
-    return min(_gemm.candidates(shape), key=_Stopwatch(shape, weights).time_s)
+def fastest(shape: Shape, weights: Sequence[Array], products: Sequence[_gemm.Product] = ()) -> _gemm.Product:
+    """The product with the shortest time over all ``weights``, among the given ones or all candidates."""
+    return min(products or _gemm.candidates(shape), key=_Stopwatch(shape, weights).time_s)
 
 
 class _Stopwatch:
