@@ -17,9 +17,10 @@ from cupy_engine.executor import Executor, InProcessExecutor
 from cupy_engine.kv_cache import KVCache
 from cupy_engine.memory_plan import MemoryPlan, plan_kv_memory
 from cupy_engine.model_config import ModelConfig
+from cupy_engine.model_registry import CausalLM
 from cupy_engine.sampler import Sampler
 from cupy_engine.slot_table import SlotTable
-from cupy_engine.worker import Model, Worker
+from cupy_engine.worker import Worker
 
 logger = logging.getLogger("cupy_engine")
 
@@ -45,11 +46,11 @@ class Backend(Protocol):
     def dtype(self, config: EngineConfig, model: ModelConfig) -> Any:
         """Of weights and KV cache."""
 
-    def plan_memory(self, config: EngineConfig, model_config: ModelConfig, model: Model, dtype: Any) -> MemoryPlan:
+    def plan_memory(self, config: EngineConfig, model_config: ModelConfig, model: CausalLM, dtype: Any) -> MemoryPlan:
         """Size the KV cache, with the weights loaded. Raises ConfigError if a request would not fit."""
 
     def executor(
-        self, config: EngineConfig, model_config: ModelConfig, model: Model, memory: MemoryPlan, dtype: Any
+        self, config: EngineConfig, model_config: ModelConfig, model: CausalLM, memory: MemoryPlan, dtype: Any
     ) -> Executor:
         """Allocate the KV cache and make what runs steps."""
 
@@ -93,7 +94,7 @@ class NumpyBackend:
         self,
         config: EngineConfig,
         model_config: ModelConfig,
-        model: Model,
+        model: CausalLM,
         dtype: Any,
     ) -> MemoryPlan:
         default_budget = min(_CPU_KV_BYTES, int(_CPU_KV_SHARE * self.device.free_memory_bytes()))
@@ -101,7 +102,7 @@ class NumpyBackend:
         return plan_kv_memory(config, model_config, dtype, budget, "kv_cache_memory_bytes")
 
     def executor(
-        self, config: EngineConfig, model_config: ModelConfig, model: Model, memory: MemoryPlan, dtype: Any
+        self, config: EngineConfig, model_config: ModelConfig, model: CausalLM, memory: MemoryPlan, dtype: Any
     ) -> Executor:
         num_slots = config.max_num_seqs
         cache = KVCache(model_config, memory.num_blocks, memory.block_size, memory.num_host_blocks, self.device, dtype)

@@ -13,7 +13,7 @@ from cupy_engine.core import CoreInfo, EngineCore
 from cupy_engine.memory_plan import MemoryPlan, wanted_model_len
 from cupy_engine.metrics import EngineMetrics
 from cupy_engine.model_config import ModelConfig
-from cupy_engine.model_registry import model_class
+from cupy_engine.model_registry import CausalLM, model_class
 from cupy_engine.model_source import ModelFiles, load_model_config, open_weights
 from cupy_engine.preemption import PreemptionCosts
 from cupy_engine.request_queue import FcfsPolicy, Policy, PriorityPolicy
@@ -46,7 +46,7 @@ def build_core(config: EngineConfig, files: ModelFiles) -> EngineCore:
         max_model_len=memory.max_model_len,
         num_kv_blocks=memory.num_blocks,
         block_size=memory.block_size,
-        weight_bytes=model.num_weight_bytes,
+        weight_bytes=model.weights.num_bytes,
         kv_cache_bytes=memory.num_blocks * memory.bytes_per_block,
         load_time_s=time.monotonic() - start_s,
     )
@@ -57,7 +57,7 @@ def build_core(config: EngineConfig, files: ModelFiles) -> EngineCore:
 
 def _load_model(
     config: EngineConfig, files: ModelFiles, model_config: ModelConfig, backend: Backend, dtype: Any
-) -> Any:
+) -> CausalLM:
     weights = open_weights(files, model_config, load_format=config.load_format, seed=config.seed or 0, dtype=dtype)
     model = model_class(model_config.architecture)(model_config, weights, backend.device, dtype)
     unused = weights.unused()

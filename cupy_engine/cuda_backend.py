@@ -14,13 +14,16 @@ from cupy_engine.cuda_sampler import CudaSampler
 from cupy_engine.cuda_worker import CudaWorker
 from cupy_engine.executor import Executor
 from cupy_engine.kv_cache import KVCache
+from cupy_engine.loader import DenseProduct
 from cupy_engine.memory_plan import MemoryPlan, plan_kv_memory
 from cupy_engine.model_config import ModelConfig
+from cupy_engine.model_registry import CausalLM
+from cupy_engine.ops._gemm_tuning import tune
 from cupy_engine.slot_table import SlotTable
-from cupy_engine.worker import Model
 
 _GRAPH_RESERVE_BYTES = 1 << 30  # captured graphs, their memory pool, and what the driver keeps for them
 _COPY_PROBE_BYTES = 1 << 26
+_FEW_ROWS = 512  # from here on a product's time hardly depends on whether its weight is in the cache
 
 
 class CudaBackend:
@@ -41,15 +44,16 @@ class CudaBackend:
             return DTYPES[config.dtype]
         return DTYPES[model.dtype if model.dtype in ("float16", "bfloat16") else "bfloat16"]
 
-    def plan_memory(self, config: EngineConfig, model_config: ModelConfig, model: Model, dtype: Any) -> MemoryPlan:
+    def plan_memory(self, config: EngineConfig, model_config: ModelConfig, model: CausalLM, dtype: Any) -> MemoryPlan:
         with self.device.use():
+            tune_products(model.weights.products, config.max_num_batched_tokens, config.max_num_seqs)
             self._profile(config, model_config, model, dtype)
         total = self.device.total_memory_bytes()
         used = total - self.device.free_memory_bytes()
         budget = int(config.gpu_memory_utilization * total) - used - _GRAPH_RESERVE_BYTES
         return plan_kv_memory(config, model_config, dtype, budget, "gpu_memory_utilization")
 
-    def _profile(self, config: EngineConfig, model_config: ModelConfig, model: Model, dtype: Any) -> None:
+    def _profile(self, config: EngineConfig, model_config: ModelConfig, model: CausalLM, dtype: Any) -> None:
         """Run the largest step once, so that its workspace is in the memory pool and counts as used."""
         num_tokens, xp = config.max_num_batched_tokens, self.device.xp
         cache = KVCache(model_config, 1, config.block_size, 0, self.device, dtype)
@@ -72,7 +76,7 @@ class CudaBackend:
         self.device.stream.synchronize()
 
     def executor(
-        self, config: EngineConfig, model_config: ModelConfig, model: Model, memory: MemoryPlan, dtype: Any
+        self, config: EngineConfig, model_config: ModelConfig, model: CausalLM, memory: MemoryPlan, dtype: Any
     ) -> Executor:
         num_slots = config.max_num_seqs
         with self.device.use():
@@ -106,3 +110,19 @@ class CudaBackend:
             end.record(stream)
             end.synchronize()
         return _COPY_PROBE_BYTES / (float(xp.cuda.get_elapsed_time(start, end)) / 1e3)
+
+
+def tune_products(products: list[DenseProduct], max_num_tokens: int, max_num_seqs: int) -> None:
+    """Time the ways to compute every product of a model, unless that is known from an earlier start.
+
+    Layers of one shape are timed together, so that few rows read their weights from memory as a step does.
+    """
+    alike: dict[tuple[Any, ...], list[DenseProduct]] = {}
+    for product in products:
+        alike.setdefault((product.weight.shape, product.has_bias, np.dtype(product.out_dtype)), []).append(product)
+    for (_, has_bias, out_dtype), group in alike.items():
+        weights = [product.weight for product in group]
+        most_rows = max_num_tokens if len(group) > 1 else max_num_seqs  # only the head stands alone
+        row_counts = [1 << i for i in range(most_rows.bit_length()) if 1 << i <= most_rows] + [most_rows]
+        tune(weights, [m for m in row_counts if m < _FEW_ROWS], out_dtype, has_bias)
+        tune(weights[:2], [m for m in row_counts if m >= _FEW_ROWS], out_dtype, has_bias)

@@ -45,9 +45,9 @@ class CudaDevice:
         return str(properties["name"].decode())
 
     def asarray(self, host: np.ndarray, dtype: Any = None) -> Array:
-        """Copy to the GPU; the conversion to ``dtype`` happens there."""
+        """Copy to the GPU, C-ordered; the conversion to ``dtype`` happens there."""
         array = self.xp.asarray(host)
-        return array if dtype is None or array.dtype == dtype else array.astype(dtype)
+        return self.xp.ascontiguousarray(array, host.dtype if dtype is None else dtype)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         return self.xp.empty(shape, dtype)

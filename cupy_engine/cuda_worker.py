@@ -19,12 +19,13 @@ from cupy_engine.cuda_sampler import CudaSampler
 from cupy_engine.device import Array
 from cupy_engine.executor import FailedStep, StepHandle
 from cupy_engine.kv_cache import KVCache
+from cupy_engine.model_registry import CausalLM
 from cupy_engine.ops.last_tokens import take_last_tokens
 from cupy_engine.plan import StepError, StepPlan, StepResult
 from cupy_engine.sampler import NOT_FINITE, NOTHING_ALLOWED
 from cupy_engine.slot_table import PackedStep, SlotTable
 from cupy_engine.step_buffers import StepArrays, StepBuffers, StepShape
-from cupy_engine.worker import Model, move_blocks
+from cupy_engine.worker import move_blocks
 
 _NO_TOKEN = {-1: StepError(NOT_FINITE, "internal"), -2: StepError(NOTHING_ALLOWED, "invalid")}
 
@@ -61,7 +62,7 @@ class CudaWorker:
     def __init__(
         self,
         device: CudaDevice,
-        model: Model,
+        model: CausalLM,
         kv_cache: KVCache,
         sampler: CudaSampler,
         slots: SlotTable,

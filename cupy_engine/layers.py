@@ -10,7 +10,7 @@ import numpy as np
 from cupy_engine.batch import Batch
 from cupy_engine.device import Array
 from cupy_engine.kv_cache import KVCache
-from cupy_engine.loader import Loader
+from cupy_engine.loader import DenseProduct, Loader
 from cupy_engine.model_config import ModelConfig
 from cupy_engine.ops.attention import paged_attention
 from cupy_engine.ops.embedding import embedding
@@ -87,6 +87,7 @@ class LMHead:
     def __init__(self, loader: Loader, name: str, config: ModelConfig, tied: Embedding | None) -> None:
         shape = (config.vocab_size, config.hidden_size)
         self._table = tied.table if tied else loader.tensor(f"{name}.weight", shape)
+        loader.loaded.products.append(DenseProduct(self._table, False, np.float32))
 
     def __call__(self, hidden: Array) -> Array:
         """[R, H] → [R, V] float32."""

@@ -13,7 +13,6 @@ import numpy as np
 
 from cupy_engine.device import Array, Device
 from cupy_engine.ops.linear import linear
-from cupy_engine.weights import WeightSource
 
 
 class LinearWeight(Protocol):
@@ -51,16 +50,34 @@ class UnquantizedScheme:
     ) -> LinearWeight:
         parts = list(zip(names, out_features, strict=True))
         weight = loader.stacked([(f"{name}.weight", (n, in_features)) for name, n in parts])
+        loader.loaded.products.append(DenseProduct(weight, bias, loader.dtype))
         return UnquantizedWeight(
             weight, loader.stacked([(f"{name}.bias", (n,)) for name, n in parts]) if bias else None
         )
 
 
+@dataclass(frozen=True, slots=True)
+class DenseProduct:
+    """A matrix [N, K] that steps multiply by, for whoever wants to tune the product."""
+
+    weight: Array
+    has_bias: bool
+    out_dtype: Any
+
+
 @dataclass(slots=True)
-class WeightTally:
-    """Bytes loaded so far."""
+class LoadedWeights:
+    """What a loader and those below it have loaded so far."""
 
     num_bytes: int = 0
+    products: list[DenseProduct] = field(default_factory=list)
+
+
+class TensorSource(Protocol):
+    """Tensors of a checkpoint by name; a WeightSource, or a view of one."""
+
+    def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """The tensor, of exactly this shape. Raises ModelLoadError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +87,12 @@ class Loader:
     All weights pass through :meth:`stacked` and :meth:`tensor`.
     """
 
-    source: WeightSource
+    source: TensorSource
     device: Device
     dtype: Any
     scheme: LinearScheme = field(default_factory=UnquantizedScheme)
     prefix: str = ""
-    tally: WeightTally = field(default_factory=WeightTally)
+    loaded: LoadedWeights = field(default_factory=LoadedWeights)
 
     def at(self, module: str) -> Loader:
         """The loader of a sub-module."""
@@ -90,5 +107,5 @@ class Loader:
         taken = [self.source.take(self.prefix + name, shape) for name, shape in parts]
         host = taken[0] if len(taken) == 1 else np.concatenate(taken)
         array = self.device.asarray(host, self.dtype)
-        self.tally.num_bytes += array.nbytes
+        self.loaded.num_bytes += array.nbytes
         return array

@@ -17,6 +17,7 @@ from cupy_engine.batch import Batch
 from cupy_engine.device import Array, Device
 from cupy_engine.errors import ModelLoadError
 from cupy_engine.kv_cache import KVCache
+from cupy_engine.loader import LoadedWeights
 from cupy_engine.model_config import ModelConfig
 from cupy_engine.weights import WeightSource
 
@@ -26,7 +27,7 @@ ENTRY_POINT_GROUP = "cupy_engine.models"
 class CausalLM(Protocol):
     """A decoder-only language model over packed batches. T tokens, R rows that need logits."""
 
-    num_weight_bytes: int
+    weights: LoadedWeights
 
     def __init__(self, config: ModelConfig, weights: WeightSource, device: Device, dtype: Any) -> None: ...
 

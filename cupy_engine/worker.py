@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 
 from cupy_engine.batch import AttentionMetadata, Batch
 from cupy_engine.device import Array
 from cupy_engine.kv_cache import KVCache
 from cupy_engine.messages import TokenLogprobs
+from cupy_engine.model_registry import CausalLM
 from cupy_engine.ops.last_tokens import take_last_tokens
 from cupy_engine.plan import SlotSetup, StepError, StepPlan, StepResult
 from cupy_engine.sampler import NOTHING_ALLOWED, Sampler
@@ -18,20 +17,10 @@ from cupy_engine.slot_table import PackedStep, SlotTable
 _PROMPT_LOGPROB_ROWS = 256  # logits rows at a time: [256, vocab] float32
 
 
-class Model(Protocol):
-    """What a model in the registry offers. T tokens, R rows that need logits."""
-
-    def forward(self, batch: Batch, kv_cache: KVCache) -> Array:
-        """Hidden states [T, hidden] after the last norm; writes the tokens' K and V into the cache."""
-
-    def compute_logits(self, hidden: Array) -> Array:
-        """[R, hidden] → [R, vocab] float32."""
-
-
 class Worker:
     """Runs plans in NumPy. The scheduler's twin: it does what a plan says and decides nothing."""
 
-    def __init__(self, model: Model, kv_cache: KVCache, sampler: Sampler, slots: SlotTable, num_slots: int) -> None:
+    def __init__(self, model: CausalLM, kv_cache: KVCache, sampler: Sampler, slots: SlotTable, num_slots: int) -> None:
         self._model = model
         self._kv_cache = kv_cache
         self._sampler = sampler

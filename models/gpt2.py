@@ -36,9 +36,6 @@ class Conv1DSource:
             return self._source.take(name, shape[::-1]).T
         return self._source.take(name, shape)
 
-    def has(self, name: str) -> bool:
-        return self._source.has(name)
-
 
 class GPT2Attention:
     """``c_proj(attention(c_attn(x)))``."""
@@ -90,7 +87,7 @@ class GPT2LMHeadModel:
         self.layers = [GPT2Layer(config, body.at(f"h.{i}"), i) for i in range(config.num_layers)]
         self.ln_f = LayerNorm(body, "ln_f", config.hidden_size, config.norm_eps)
         self.lm_head = LMHead(loader, "lm_head", config, self.wte if config.tie_word_embeddings else None)
-        self.num_weight_bytes = loader.tally.num_bytes
+        self.weights = loader.loaded
 
     def forward(self, batch: Batch, kv_cache: KVCache) -> Array:
         """Hidden states [T, H] after the last norm; stores the tokens' keys and values in the cache."""

@@ -72,7 +72,7 @@ class LlamaForCausalLM:
         self.layers = [LlamaLayer(config, body.at(f"layers.{i}"), i, rope) for i in range(config.num_layers)]
         self.norm = RMSNorm(body, "norm", config.hidden_size, config.norm_eps)
         self.lm_head = LMHead(loader, "lm_head", config, self.embed if config.tie_word_embeddings else None)
-        self.num_weight_bytes = loader.tally.num_bytes
+        self.weights = loader.loaded
 
     def forward(self, batch: Batch, kv_cache: KVCache) -> Array:
         """Hidden states [T, H] after the last norm; stores the tokens' keys and values in the cache."""
