@@ -45,10 +45,10 @@ __device__ __forceinline__ void copy_words(Slot* to, const Slot* from) {
 }
 
 /* parts[n, s] = the best token of part s of draw n's row: part_size tokens, the last part less
-   grid (num_parts, N), block (a multiple of 32 up to 1024); part_size % 32 == 0
+   grid (num_parts, N), block (a multiple of 32 up to 256); part_size % 32 == 0
    bound: memory, N * V * sizeof(T) bytes */
 template <typename T, int VEC>
-__global__ void __launch_bounds__(1024)
+__global__ void __launch_bounds__(256)
 best_tokens(Best* parts, const T* logits, const int* rows, const int* draw_slots, const int* positions, const Slot* slots,
             int num_rows, int num_slots, int vocab, int part_size) {
     __shared__ Best warp_bests[WARP_SIZE];
@@ -67,14 +67,14 @@ best_tokens(Best* parts, const T* logits, const int* rows, const int* draw_slots
             if (x[j] > best.logit) best.logit = x[j], best.token = first + j;
     };
     if (edits.is_any) {
-        visit_vectors<1, VEC>(row, begin, end, threadIdx.x, blockDim.x, [&](float(&x)[VEC], int first) {
+        visit_vectors<1, VEC, VEC>(row, begin, end, threadIdx.x, blockDim.x, [&](float(&x)[VEC], int first) {
 #pragma unroll
             for (int j = 0; j < VEC; ++j) raw = fmaxf(raw, x[j]), has_nan |= x[j] != x[j];
             edits.apply(x, first);
             absorb(x, first);
         });
     } else {
-        visit_vectors<4, VEC>(row, begin, end, threadIdx.x, blockDim.x, [&](float(&x)[VEC], int first) {
+        visit_vectors<4, VEC, VEC>(row, begin, end, threadIdx.x, blockDim.x, [&](float(&x)[VEC], int first) {
 #pragma unroll
             for (int j = 0; j < VEC; ++j) has_nan |= x[j] != x[j];
             absorb(x, first);
@@ -102,8 +102,10 @@ __device__ int draw_randomly(Selection& s, const Row& row, const Slot& slot, flo
     if (slot.min_p_distance < 1e300) cut = rank_of(row.key_from(__double2float_ru(best - slot.min_p_distance)), -1);
 #pragma unroll 1
     for (int is_top_p = 0; is_top_p < 2; ++is_top_p) {
-        const uint64 share = is_top_p ? slot.top_p : slot.top_k;
-        if (share) cut = cut_prefix(s, row, weights, cut, !is_top_p, share);
+        if (is_top_p ? slot.top_p == 0 : slot.top_k == 0) continue;
+        cut = cut_prefix(s, row, weights, cut, !is_top_p, [&](uint64 total) {
+            return is_top_p ? share_of(slot.top_p, total) : static_cast<uint64>(slot.top_k);
+        });
     }
     const uint64 bits = random_bits(slot.seed, position);
     return first_reaching(
@@ -134,7 +136,7 @@ __device__ void record(const Slot& slot, int token, int position) {
    grid (N), block (1024)
    bound: memory; reads a row once more where there is a temperature, and about twice more to cut it */
 template <typename T, int VEC>
-__global__ void __launch_bounds__(BLOCK_THREADS)
+__global__ void __launch_bounds__(BLOCK_THREADS, 1)
 draw_tokens(int* tokens, int* last_tokens, const Best* parts, const T* logits, const int* rows, const int* draw_slots,
             const int* positions, const Slot* slots, int num_parts, int num_rows, int num_slots, int vocab) {
     __shared__ Selection selection;
@@ -154,7 +156,7 @@ draw_tokens(int* tokens, int* last_tokens, const Best* parts, const T* logits, c
         token = NOTHING_ALLOWED;
     } else if (slot.factor > 0.0f) {
         const T* row_logits = logits + static_cast<int64>(clamp_index(rows[draw], num_rows)) * vocab;
-        const Row<T, VEC> row(row_logits, vocab, &slot, positions[draw]);
+        const Row<T, VEC> row(row_logits, vocab, Edits(&slot, positions[draw]));
         token = draw_randomly(selection, row, slot, best.logit, positions[draw]);
     }
     if (threadIdx.x == 0) {

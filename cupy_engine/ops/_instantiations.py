@@ -115,6 +115,11 @@ INSTANTIATIONS: dict[str, tuple[str, ...]] = {
         layout.expression(t, head_dim) for t in HALF_TYPES for head_dim, layout in PREFILL_LAYOUTS.items()
     ),
     "last_tokens.cu": ("take_last_tokens",),
+    "sampling.cu": (
+        "seat_slots",
+        *(f"{kernel}<{t}, {width}>" for kernel in ("best_tokens", "draw_tokens") for t, width in _TYPE_WIDTHS),
+    ),
+    "logprobs.cu": tuple(f"token_logprobs<{t}, {width}>" for t, width in _TYPE_WIDTHS),
     "gemv.cu": tuple(
         f"gemv<{t}, {m}, {out}>"
         for t in TYPES

@@ -17,8 +17,9 @@ __device__ __forceinline__ uint32 order_of(float x) {
     return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
 }
 
-/* Visits the vectors of tokens [begin, end), every num_threads-th from the thread's own: visit(float (&)[VEC], first). */
-template <int UNROLL, int VEC, typename T, typename Visit>
+/* Visits tokens [begin, end), read in vectors of VEC, every num_threads-th from the thread's own, UNROLL at a time:
+   visit(float (&)[WIDTH], first). */
+template <int UNROLL, int VEC, int WIDTH, typename T, typename Visit>
 __device__ __forceinline__ void visit_vectors(const T* logits, int begin, int end, int thread, int num_threads,
                                               Visit visit) {
     for (int base = begin + thread * VEC; base < end; base += UNROLL * num_threads * VEC) {
@@ -32,15 +33,18 @@ __device__ __forceinline__ void visit_vectors(const T* logits, int begin, int en
         for (int u = 0; u < UNROLL; ++u) {
             const int first = base + u * num_threads * VEC;
             if (first >= end) break;
-            float x[VEC];
 #pragma unroll
-            for (int j = 0; j < VEC; ++j) x[j] = to_float(loaded[u].at[j]);
-            visit(x, first);
+            for (int i = 0; i < VEC; i += WIDTH) {
+                float x[WIDTH];
+#pragma unroll
+                for (int j = 0; j < WIDTH; ++j) x[j] = to_float(loaded[u].at[i + j]);
+                visit(x, first + i);
+            }
         }
     }
 }
 
-/* One draw's logits. */
+/* One row of logits, edited. */
 template <typename T, int VEC>
 struct Row {
     const T* logits;  // [vocab]
@@ -48,16 +52,17 @@ struct Row {
     Edits edits;
     int low_zero_bits;
 
-    __device__ __forceinline__ Row(const T* logits, int vocab, const Slot* slot, int position)
-        : logits(logits), vocab(vocab), edits(slot, position), low_zero_bits(edits.is_any ? 0 : LOW_ZERO_BITS<T>) {}
+    __device__ __forceinline__ Row(const T* logits, int vocab, const Edits& edits = Edits())
+        : logits(logits), vocab(vocab), edits(edits), low_zero_bits(edits.is_any ? 0 : LOW_ZERO_BITS<T>) {}
 
     /* visit(x, id) for the tokens [begin, end) that are the lane's; begin % 32 == 0. A warp together visits all. */
     template <typename Visit>
     __device__ __forceinline__ void visit(int begin, int end, Visit visit) const {
-        visit_vectors<1, VEC>(logits, begin, min(end, vocab), threadIdx.x % 32, 32, [&](float(&x)[VEC], int first) {
+        constexpr int WIDTH = VEC < 4 ? VEC : 4;  // with more at once, registers spill
+        visit_vectors<1, VEC, WIDTH>(logits, begin, min(end, vocab), threadIdx.x % 32, 32, [&](float(&x)[WIDTH], int first) {
             if (edits.is_any) edits.apply(x, first);
 #pragma unroll
-            for (int j = 0; j < VEC; ++j) visit(x[j], first + j);
+            for (int j = 0; j < WIDTH; ++j) visit(x[j], first + j);
         });
     }
 

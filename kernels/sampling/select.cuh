@@ -151,11 +151,11 @@ __device__ __forceinline__ uint64 cut_equals(Selection& s, const Row& row, uint6
     return rank_of(key, first_reaching(s, row, key, is_equal, [=](uint64) { return count; }));
 }
 
-/* The cut that leaves the shortest prefix of the ranking, among the tokens surviving `cut`, that has
-     share tokens (BY_COUNT), or share * 2^-64 of their mass, rounded up. */
-template <typename Row>
+/* The cut that leaves the shortest prefix of the ranking, among the tokens surviving `cut`, that has goal(total) of their
+   total number (by_count) or mass; 0 < goal. */
+template <typename Row, typename Goal>
 __device__ __forceinline__ uint64 cut_prefix(Selection& s, const Row& row, const Weights& weights, uint64 cut,
-                                             bool by_count, uint64 share) {
+                                             bool by_count, Goal goal) {
     Bins bins = Bins::by_octaves(0.0f, 64.0f);
     uint64 missing = 0;  // from the bins on
     for (bool is_first = true;; is_first = false) {
@@ -163,8 +163,8 @@ __device__ __forceinline__ uint64 cut_prefix(Selection& s, const Row& row, const
         const Scan scan = scan_block(by_count ? s.count[threadIdx.x] : s.mass(threadIdx.x), s.scan);
         if (is_first) {
             const uint64 total = scan.total + s.beyond;
-            if (by_count && share >= total) return cut;
-            missing = by_count ? share : share_of(share, total);
+            missing = goal(total);
+            if (missing >= total) return cut;
         }
         if (scan.total < missing) {  // the prefix ends behind the last bin
             missing -= scan.total;

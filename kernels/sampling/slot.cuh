@@ -50,6 +50,8 @@ struct Edits {
     const Slot* slot;
     bool is_early, is_any;
 
+    __device__ __forceinline__ Edits() : slot(nullptr), is_early(false), is_any(false) {}
+
     __device__ __forceinline__ Edits(const Slot* slot, int position)
         : slot(slot), is_early(position < slot->first_stop_position), is_any(is_early || slot->always_edits) {}
 
