@@ -17,8 +17,7 @@ from cupy_engine.ops._crew import crew
 _MAX_GROUP_KEYS = 1 << 14  # keys gathered at a time
 _MAX_PADDING = 0.25  # of a group's longest sequence
 _MIN_SHARED_KEYS = 1 << 10  # keys of all decodes; below, one thread is faster than several
-_MAX_PIECE = 128  # queries
-_MAX_SCORES = 1 << 22  # float32 scores held at a time
+_MAX_PIECE_ROWS = 64  # queries times query heads per key head
 
 
 @dataclass(slots=True)
@@ -43,7 +42,7 @@ class QueryPiece:
 
 @dataclass(slots=True)
 class Prefill:
-    """A sequence with several queries."""
+    """A sequence with several queries, in pieces that see ever fewer keys."""
 
     blocks: np.ndarray  # [m] block ids
     pieces: list[QueryPiece]
@@ -58,20 +57,29 @@ class AttentionPlan:
 
 
 def plan_attention(
-    metadata: AttentionMetadata, block_size: int, num_heads: int, sliding_window: int | None
+    metadata: AttentionMetadata, block_size: int, group_size: int, sliding_window: int | None
 ) -> AttentionPlan:
-    """Cut the attention of a step with ``num_heads`` query heads."""
+    """Cut the attention of a step with ``group_size`` query heads to each key head."""
     query_lens, context_lens = metadata.host_query_lens, metadata.host_context_lens
     last_rows = np.cumsum(query_lens) - 1
     decodes = np.flatnonzero(query_lens == 1)
     spans = _KeySpans.of(context_lens[decodes], block_size, sliding_window)
     tables = metadata.block_tables
+    piece_len = max(1, _MAX_PIECE_ROWS // group_size)
     groups = [
         _decode_group(last_rows[decodes[members]], tables[decodes[members]], spans.select(members), block_size)
         for members in _similar(spans.num_blocks, block_size)
     ]
     prefills = [
-        _prefill(last_rows[s], query_lens[s], context_lens[s], tables[s], block_size, num_heads, sliding_window)
+        _prefill(
+            int(last_rows[s]) + 1,
+            int(query_lens[s]),
+            int(context_lens[s]),
+            tables[s],
+            block_size,
+            piece_len,
+            sliding_window,
+        )
         for s in np.flatnonzero(query_lens > 1)
     ]
     return AttentionPlan(groups, prefills)
@@ -129,21 +137,20 @@ def _decode_group(rows: np.ndarray, tables: np.ndarray, spans: _KeySpans, block_
 
 
 def _prefill(
-    last_row: int,
+    end_row: int,
     num_queries: int,
     context_len: int,
     table: np.ndarray,
     block_size: int,
-    num_heads: int,
+    piece_len: int,
     sliding_window: int | None,
 ) -> Prefill:
-    first_row, first_position = int(last_row) + 1 - int(num_queries), int(context_len) - int(num_queries)
-    step = max(1, min(_MAX_PIECE, _MAX_SCORES // (num_heads * int(context_len))))
+    first_row, first_position = end_row - num_queries, context_len - num_queries
     pieces = [
-        _piece(first_row, first_position, slice(start, min(start + step, int(num_queries))), sliding_window)
-        for start in range(0, int(num_queries), step)
+        _piece(first_row, first_position, slice(start, min(start + piece_len, num_queries)), sliding_window)
+        for start in range(0, num_queries, piece_len)
     ]
-    return Prefill(table[: -(-int(context_len) // block_size)], pieces)
+    return Prefill(table[: -(-context_len // block_size)], pieces[::-1])
 
 
 def _piece(first_row: int, first_position: int, queries: slice, sliding_window: int | None) -> QueryPiece:

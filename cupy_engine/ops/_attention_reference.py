@@ -1,4 +1,8 @@
-"""Paged attention in NumPy: gather a plan's keys and values, multiply, softmax, multiply."""
+"""Paged attention in NumPy: gather a plan's keys and values, multiply, softmax, multiply.
+
+Products are cut along the keys so that none is large enough for BLAS to use its own threads, which would get into the
+way of the crew's.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,10 @@ import numpy as np
 
 from cupy_engine.batch import AttentionMetadata
 from cupy_engine.ops._attention_plan import AttentionPlan, DecodeGroup, Prefill, QueryPiece, plan_attention
-from cupy_engine.ops._crew import crew, even_cuts
+from cupy_engine.ops._crew import crew
+from cupy_engine.ops._tiled_matmul import MAX_TILE_WORK
 
-_MIN_SHARED_SCORES = 1 << 18
+_MAX_LONE_WORK = 1 << 18  # multiply-adds up to which OpenBLAS stays in the calling thread, whatever the kernel
 
 
 def attend(
@@ -24,7 +29,7 @@ def attend(
     """The reference of :func:`cupy_engine.ops.attention.paged_attention`; fills ``out``."""
     plan = metadata.host_plans.get(sliding_window)
     if plan is None:
-        plan = plan_attention(metadata, k_cache.shape[1], q.shape[1], sliding_window)
+        plan = plan_attention(metadata, k_cache.shape[1], q.shape[1] // k_cache.shape[2], sliding_window)
         metadata.host_plans[sliding_window] = plan
     _PagedAttention(q, k_cache, v_cache, scale, soft_cap, out).run(plan)
 
@@ -45,6 +50,7 @@ class _PagedAttention:
         self._scale = scale
         self._soft_cap = None if soft_cap is None else np.float32(soft_cap)
         self._num_kv_heads, self._head_dim = k_cache.shape[2:]
+        self._group_size = q.shape[1] // self._num_kv_heads
 
     def run(self, plan: AttentionPlan) -> None:
         crew().run(self._decode, [(group,) for group in plan.decodes])
@@ -54,14 +60,11 @@ class _PagedAttention:
     def _decode(self, group: DecodeGroup) -> None:
         n = len(group.rows)
         q = np.multiply(self._q[group.rows], self._scale, dtype=np.float32, order="C")
-        keys = self._gather(self._k_cache, group)
-        scores = np.matmul(q.reshape(n, self._num_kv_heads, -1, self._head_dim), keys.transpose(0, 2, 3, 1))
-        self._cap(scores)
-        if group.mask is not None:
-            scores += group.mask
-        sums = _exponentiate(scores)
-        values = self._gather(self._v_cache, group)
-        mixed = np.matmul(scores, values.transpose(0, 2, 1, 3))  # [n, Hkv, G, D]
+        q = q.reshape(n, self._num_kv_heads, self._group_size, self._head_dim)
+        keys = self._gather(self._k_cache, group).transpose(0, 2, 3, 1)  # [n, Hkv, D, s]
+        sums, scores = self._weigh(q, keys, group.mask, _MAX_LONE_WORK)
+        values = self._gather(self._v_cache, group).transpose(0, 2, 1, 3)  # [n, Hkv, s, D]
+        mixed = self._mix(scores, values, _MAX_LONE_WORK)
         mixed /= sums
         self._out[group.rows] = mixed.reshape(n, -1, self._head_dim)
 
@@ -77,51 +80,53 @@ class _PagedAttention:
             _take_blocks(cache, prefill.blocks).reshape(-1, *cache.shape[2:])
             for cache in (self._k_cache, self._v_cache)
         )
-        for piece in prefill.pieces:
-            self._attend_piece(piece, keys[piece.keys], values[piece.keys])
+        keys, values = np.ascontiguousarray(keys.transpose(1, 2, 0)), values.transpose(1, 0, 2)
+        parts = [(piece, keys[..., piece.keys], values[:, piece.keys]) for piece in prefill.pieces]
+        crew().run(self._attend_piece, parts)
 
     def _attend_piece(self, piece: QueryPiece, keys: np.ndarray, values: np.ndarray) -> None:
-        num_queries, num_masked = piece.mask.shape
-        q = np.multiply(self._q[piece.rows], self._scale, dtype=np.float32)
-        q = q.reshape(num_queries, self._num_kv_heads, -1, self._head_dim).transpose(1, 2, 0, 3)  # [Hkv, G, t, D]
-        group_size = q.shape[1]
-        flat = q.reshape(self._num_kv_heads, group_size * num_queries, self._head_dim)
-        scores = np.matmul(flat, keys.transpose(1, 2, 0))  # [Hkv, G * t, s]
-        self._cap(scores)
-        scores.reshape(*q.shape[:3], -1)[..., -num_masked:] += piece.mask
-        sums = _exponentiate_shared(scores)
-        mixed = np.matmul(scores, values.transpose(1, 0, 2))
+        # keys [Hkv, D, s], values [Hkv, s, D]
+        q = np.multiply(self._q[piece.rows], self._scale, dtype=np.float32, order="C")
+        grouped = q.reshape(len(q), self._num_kv_heads, self._group_size, self._head_dim).transpose(1, 0, 2, 3)
+        rows = grouped.reshape(self._num_kv_heads, -1, self._head_dim)  # [Hkv, t * G, D]
+        mask = np.repeat(piece.mask, self._group_size, axis=0)
+        sums, scores = self._weigh(rows, keys, mask, MAX_TILE_WORK)
+        mixed = self._mix(scores, values, MAX_TILE_WORK)
         mixed /= sums
-        self._out[piece.rows] = mixed.reshape(q.shape).transpose(2, 0, 1, 3).reshape(num_queries, -1, self._head_dim)
+        self._out[piece.rows] = mixed.reshape(grouped.shape).transpose(1, 0, 2, 3).reshape(q.shape)
 
-    def _cap(self, scores: np.ndarray) -> None:
+    def _weigh(
+        self, q: np.ndarray, keys: np.ndarray, mask: np.ndarray | None, max_work: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        # q [..., r, D] @ keys [..., D, s] → exp(score - max) [..., r, s] and its sums [..., r, 1].
+        # The mask is for the last of the keys.
+        scores = np.empty((*q.shape[:-1], keys.shape[-1]), np.float32)
+        for part in self._cut(scores.shape, max_work):
+            np.matmul(q, keys[..., part], out=scores[..., part])
         if self._soft_cap is not None:
             scores /= self._soft_cap
             np.tanh(scores, out=scores)
             scores *= self._soft_cap
+        if mask is not None:
+            scores[..., -mask.shape[-1] :] += mask
+        scores -= scores.max(axis=-1, keepdims=True)
+        np.exp(scores, out=scores)
+        return scores.sum(axis=-1, keepdims=True), scores
+
+    def _mix(self, scores: np.ndarray, values: np.ndarray, max_work: int) -> np.ndarray:
+        # [..., r, s] @ [..., s, D] → [..., r, D]
+        first, *others = self._cut(scores.shape, max_work)
+        mixed: np.ndarray = np.matmul(scores[..., first], values[..., first, :])
+        for part in others:
+            mixed += np.matmul(scores[..., part], values[..., part, :])
+        return mixed
+
+    def _cut(self, shape: tuple[int, ...], max_work: int) -> list[slice]:
+        # Parts of the keys of scores [..., r, s]
+        step = max(16, max_work // (shape[-2] * self._head_dim) // 16 * 16)
+        return [slice(start, min(start + step, shape[-1])) for start in range(0, shape[-1], step)]
 
 
 def _take_blocks(cache: np.ndarray, block_ids: np.ndarray) -> np.ndarray:
     blocks: np.ndarray = np.take(cache, block_ids, axis=0, mode="clip")
     return blocks.astype(np.float32, copy=False)
-
-
-def _exponentiate(scores: np.ndarray) -> np.ndarray:
-    # In place: exp(score - max) of each row [..., s]. Returns the rows' sums [..., 1], by which results are divided.
-    scores -= scores.max(axis=-1, keepdims=True)
-    np.exp(scores, out=scores)
-    sums: np.ndarray = scores.sum(axis=-1, keepdims=True)
-    return sums
-
-
-def _exponentiate_shared(scores: np.ndarray) -> np.ndarray:
-    if scores.size < _MIN_SHARED_SCORES:
-        return _exponentiate(scores)
-    rows = scores.reshape(-1, scores.shape[-1])
-    sums = np.empty((len(rows), 1), np.float32)
-
-    def exponentiate(part: slice) -> None:
-        sums[part] = _exponentiate(rows[part])
-
-    crew().run(exponentiate, [(part,) for part in even_cuts(len(rows), crew().num_threads)])
-    return sums.reshape(*scores.shape[:-1], 1)

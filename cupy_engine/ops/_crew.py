@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from queue import SimpleQueue
 
@@ -61,7 +61,7 @@ class Crew:
         self._start_helpers = threading.Lock()
         self._has_helpers = False
 
-    def run(self, function: Callable[..., object], parts: list[tuple[object, ...]]) -> None:
+    def run(self, function: Callable[..., object], parts: Sequence[tuple[object, ...]]) -> None:
         """Call ``function`` once with each tuple of arguments, in any order, in any thread; wait for all calls.
 
         A helper that is slow to wake costs nothing: the caller takes part after part meanwhile.

@@ -1,8 +1,9 @@
-"""``x @ weight.T`` in NumPy, fast where it matters for serving: few rows, a large weight.
+"""``x @ weight.T`` in NumPy, fast where it matters for serving: a large weight, from a few rows to a prompt.
 
-One row is a matrix-vector product, bound by memory, which BLAS does well; so it does hundreds of rows. In between it
-spends much of its time packing the weight. Its AVX-512 kernels for small matrices need no packing, so the product is
-cut into tiles small enough for them, which the crew's threads share:
+One row is a matrix-vector product, bound by memory, which BLAS does well. With more rows BLAS packs the weight first,
+which for few of them costs more than the product; and its threads wait for each other, which costs dearly when another
+process wants the CPU. Its AVX-512 kernels for small matrices do neither, so the product is cut into tiles small enough
+for them, which the crew's threads share:
 
     weight [N, K]                x.T [K, T]           out.T [N, T]
     slab 0  ───────────      block 0 │ block 1       ┌──────┬──────┐
@@ -20,54 +21,66 @@ import numpy as np
 
 from cupy_engine.ops._crew import crew, even_cuts
 
-_MAX_TILE_WORK = 1_000_000  # multiply-adds; above, OpenBLAS uses its packing kernels
-_MAX_ROWS = 64  # of x; more are faster in one piece
-_MAX_BLOCK = 32  # columns of x.T in a tile
+MAX_TILE_WORK = 1_000_000  # multiply-adds; above, OpenBLAS uses its packing kernels
+_BLOCK, _MIN_BLOCK, _MAX_BLOCK = 16, 8, 32  # rows of x in a tile
+_GROUP_ROWS = 128  # rows of x in one call
 _MIN_SLAB, _MAX_SLAB, _SLAB_STEP = 32, 192, 16  # rows of weight in a tile
 _MIN_WEIGHT_SIZE = 1 << 18  # elements; below, handing over to another thread costs more than it saves
 
 
-def matmul_few_rows(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """``x @ weight.T`` for float32 [T, K] and [N, K]; the result may be laid out column by column."""
+def matmul_transposed(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """``x @ weight.T`` for float32 [T, K] and [N, K]."""
     num_rows, num_features = x.shape
     if num_rows == 1:
-        product: np.ndarray = np.dot(weight, x[0])
-        return product[None]
-    widest_block = min(_MAX_BLOCK, _MAX_TILE_WORK // (_MIN_SLAB * num_features))
-    is_tiled = 1 < num_rows <= _MAX_ROWS and weight.size >= _MIN_WEIGHT_SIZE and widest_block > 0 and has_avx512()
+        return np.asarray(np.dot(weight, x[0]))[None]
+    widest_block = min(_MAX_BLOCK, MAX_TILE_WORK // (_MIN_SLAB * num_features))
+    is_tiled = num_rows > 1 and weight.size >= _MIN_WEIGHT_SIZE and widest_block >= _MIN_BLOCK and has_avx512()
     if not is_tiled:
-        product = np.matmul(weight, x.T)
-        return product.T
-    return _matmul_in_tiles(x, weight, widest_block)
+        return np.asarray(np.matmul(x, weight.T))
+    return _matmul_in_tiles(x, weight, num_rows if num_rows <= widest_block else min(_BLOCK, widest_block))
 
 
-def _matmul_in_tiles(x: np.ndarray, weight: np.ndarray, widest_block: int) -> np.ndarray:
+def _matmul_in_tiles(x: np.ndarray, weight: np.ndarray, block: int) -> np.ndarray:
     num_rows, num_features = x.shape
-    cuts = even_cuts(num_rows, -(-num_rows // widest_block))
-    slab = _slab_rows(len(weight), cuts[0].stop * num_features)
+    slab = _slab_rows(len(weight), block * num_features)
     num_slabs = len(weight) // slab
-    tiled = num_slabs * slab
+    slabs = weight[: num_slabs * slab].reshape(num_slabs, 1, slab, num_features)
+    groups = _groups(num_rows, block)
+    blocks_of: dict[int, np.ndarray] = {}
+    out = np.empty((num_rows, len(weight)), np.float32)
 
-    blocks = [np.ascontiguousarray(x[cut].T) for cut in cuts]
-    slabs = weight[:tiled].reshape(num_slabs, slab, num_features)
-    out = np.empty((len(weight), num_rows), np.float32)
-    out_slabs = out[:tiled].reshape(num_slabs, slab, num_rows)
+    def transpose(rows: slice) -> None:
+        # [t, K] → [t / block, K, block], or one block of fewer rows
+        blocks = x[rows].reshape(-1, min(block, rows.stop - rows.start), num_features)
+        blocks_of[rows.start] = np.ascontiguousarray(blocks.transpose(0, 2, 1))
 
     def multiply(share: slice) -> None:
-        for cut, block in zip(cuts, blocks, strict=True):
-            np.matmul(slabs[share], block, out=out_slabs[share, :, cut])
+        columns = slice(share.start * slab, share.stop * slab)
+        for rows in groups:
+            blocks = blocks_of[rows.start]
+            tiles = np.matmul(slabs[share], blocks)  # [slabs, blocks, slab, block]
+            by_block = out[rows, columns].reshape(len(blocks), -1, len(tiles), slab)  # [blocks, block, slabs, slab]
+            by_block[...] = tiles.transpose(1, 3, 0, 2)
 
+    crew().run(transpose, [(rows,) for rows in groups])
     crew().run(multiply, [(share,) for share in even_cuts(num_slabs, crew().num_threads)])
-    if tiled < len(weight):
-        np.matmul(weight[tiled:], x.T, out=out[tiled:])
-    return out.T
+    if num_slabs * slab < len(weight):
+        np.matmul(x, weight[num_slabs * slab :].T, out=out[:, num_slabs * slab :])
+    return out
 
 
 def _slab_rows(num_outputs: int, block_work: int) -> int:
     # As few slabs as keep tiles small, but as many for one thread as for another.
-    widest = min(_MAX_SLAB, _MAX_TILE_WORK // block_work // _SLAB_STEP * _SLAB_STEP)
+    widest = min(_MAX_SLAB, MAX_TILE_WORK // block_work // _SLAB_STEP * _SLAB_STEP)
     num_slabs = -(-num_outputs // (widest * crew().num_threads)) * crew().num_threads
     return -(-num_outputs // (num_slabs * _SLAB_STEP)) * _SLAB_STEP
+
+
+def _groups(num_rows: int, block: int) -> list[slice]:
+    # Groups of whole blocks, then what is left over as a narrower one.
+    whole, step = num_rows // block * block, max(block, _GROUP_ROWS // block * block)
+    groups = [slice(start, min(start + step, whole)) for start in range(0, whole, step)]
+    return groups + ([slice(whole, num_rows)] if whole < num_rows else [])
 
 
 @cache

@@ -8,7 +8,7 @@ import numpy as np
 
 from cupy_engine.device import Array
 from cupy_engine.ops import _gemm
-from cupy_engine.ops._tiled_matmul import matmul_few_rows
+from cupy_engine.ops._tiled_matmul import matmul_transposed
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None, *, out_dtype: Any = None) -> Array:
@@ -29,7 +29,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None, *, out_dtype: Any
     """
     if not isinstance(x, np.ndarray):
         return _gemm.matmul(x, weight, bias, out_dtype)
-    y = matmul_few_rows(x.astype(np.float32, copy=False), weight.astype(np.float32, copy=False))
+    y = matmul_transposed(x.astype(np.float32, copy=False), weight.astype(np.float32, copy=False))
     if bias is not None:
         y += bias
     return y.astype(x.dtype if out_dtype is None else out_dtype, copy=False)

@@ -131,9 +131,10 @@ def test_half_precision(dtype: Any, atol: float) -> None:
     check(make_case(*MIXTURES["mixed"], dtype=dtype), atol=atol)
 
 
-def test_long_prompts_go_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_attention_plan, "_MAX_SCORES", 6 * 150 * 10)
-    monkeypatch.setattr(_attention_reference, "_MIN_SHARED_SCORES", 1)
+def test_long_prompts_go_in_pieces_and_keys_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_attention_plan, "_MAX_PIECE_ROWS", 30)
+    monkeypatch.setattr(_attention_reference, "MAX_TILE_WORK", 1)
+    monkeypatch.setattr(_attention_reference, "_MAX_LONE_WORK", 1)
     case = make_case([133, 1], [150, 40])
     check(case)
     assert len(case.metadata.host_plans[None].prefills[0].pieces) == 14
