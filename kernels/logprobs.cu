@@ -23,10 +23,11 @@ __device__ float best_logit(const Row& row, float* warp_bests) {
 
 /* Row n of the output, for token token_ids[n] and logits row rows[n]:
        ids[n] = [token, the num_top most likely], logprobs[n] = theirs, ranks[n] = 1 + the number of tokens more likely
-   Logits that are not finite, or a token outside the vocabulary, give NaN, rank 0 and ids 0 after the token.
+   If num_top > vocab, the rest is -1 and NaN. Logits that are not finite, or a token outside the vocabulary, give NaN,
+   rank 0 and ids 0 after the token.
    logits [num_rows, vocab] T, rows contiguous; ids int, logprobs float [N, 1 + num_top]; ranks [N] int
    grid (N), block (1024)
-   requires num_top <= min(vocab, 32), vocab <= 2^20 and, for VEC > 1, vocab % VEC == 0 and logits aligned to VEC elements
+   requires num_top <= 32, vocab <= 2^20 and, for VEC > 1, vocab % VEC == 0 and logits aligned to VEC elements
    bound: memory; reads a row twice, and twice more for the most likely */
 template <typename T, int VEC>
 __global__ void __launch_bounds__(BLOCK_THREADS, 1)
@@ -72,8 +73,13 @@ token_logprobs(int* ids, float* logprobs, int* ranks, const T* logits, const int
     const double log_total = best + log(static_cast<double>(total)) - WEIGHT_BITS * 0.6931471805599453;
     if (t == 0) ids[0] = token, logprobs[0] = chosen - log_total, ranks[n] = 1 + num_better;
     if (t >= num_top) return;
+    const int num_listed = min(num_top, vocab);
+    if (t >= num_listed) {
+        ids[1 + t] = -1, logprobs[1 + t] = __int_as_float(0x7fffffff);
+        return;
+    }
     int place = 1;
-    for (int i = 0; i < num_top; ++i) place += top[i] > top[t];
+    for (int i = 0; i < num_listed; ++i) place += top[i] > top[t];
     ids[place] = ~static_cast<uint32>(top[t]);
     logprobs[place] = row.logit(top[t] >> 32) - log_total;
 }
