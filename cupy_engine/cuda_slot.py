@@ -15,7 +15,7 @@ from cupy_engine.sampling_state import BadWords, TokenLists
 SLOT = np.dtype(  # struct Slot
     [
         ("seed", np.uint64),
-        ("top_p", np.uint64),
+        ("top_p", np.float64),
         ("min_p_distance", np.float64),
         ("repetition", np.float64),
         ("inverse_repetition", np.float64),
@@ -74,11 +74,9 @@ LIST_FIELDS = ("forbidden", "listed", "edits", "words", "word_tokens", "recent")
 def _numbers(params: SamplingParams, seed: int, num_prompt_tokens: int) -> np.ndarray:
     record = np.zeros((), SLOT)
     record["seed"] = seed & _SEED_MASK
-    record["top_p"] = max(1, int(params.top_p * 2.0**64)) if params.top_p < 1.0 else 0
+    record["top_p"] = params.top_p
     record["top_k"] = max(0, params.top_k)
-    record["min_p_distance"] = (
-        -params.temperature * math.log(params.min_p) if params.min_p > 0.0 else _KEEP_ALL_DISTANCE
-    )
+    record["min_p_distance"] = -params.temperature * math.log(params.min_p) if params.min_p > 0.0 else np.inf
     record["repetition"] = params.repetition_penalty
     record["inverse_repetition"] = 1.0 / params.repetition_penalty
     record["frequency"] = params.frequency_penalty

@@ -102,7 +102,7 @@ __device__ int draw_randomly(Selection& s, const Row& row, const Slot& slot, flo
     if (slot.min_p_distance < 1e300) cut = rank_of(row.key_from(__double2float_ru(best - slot.min_p_distance)), -1);
 #pragma unroll 1
     for (int is_top_p = 0; is_top_p < 2; ++is_top_p) {
-        if (is_top_p ? slot.top_p == 0 : slot.top_k == 0) continue;
+        if (is_top_p ? slot.top_p >= 1.0 : slot.top_k == 0) continue;
         cut = cut_prefix(s, row, weights, cut, !is_top_p, [&](uint64 total) {
             return is_top_p ? share_of(slot.top_p, total) : static_cast<uint64>(slot.top_k);
         });
@@ -174,6 +174,7 @@ struct SlotUpdate {
     const int* tokens;  // [num_tokens], of which num_prompt_tokens are the prompt's: counted if slot.counts
     int num_list_words, num_tokens, num_prompt_tokens, index;
 };
+static_assert(sizeof(SlotUpdate) == 184, "the host's records are as long");
 
 /* slots[updates[i].index] = updates[i].slot, with what it points to
    updates [num_updates], in page-locked host memory; no index twice

@@ -26,7 +26,7 @@ struct BadWord {
 
 struct Slot {
     uint64 seed;
-    uint64 top_p;           // in units of 2^-64; 0 keeps all tokens
+    double top_p;           // 1 keeps all tokens
     double min_p_distance;  // how far below the best a logit may lie
     double repetition, inverse_repetition, frequency, presence;
     const uint32* forbidden;  // bits [V] of tokens never to be drawn, or null
@@ -42,6 +42,7 @@ struct Slot {
     int always_edits;  // whether logits change at every position, not only before first_stop_position
     int num_edits, num_words, num_recent;
 };
+static_assert(sizeof(Slot) == 144, "the host's records are as long");
 
 __device__ __forceinline__ float minus_infinity_logit() { return __int_as_float(0xff800000); }
 

@@ -24,9 +24,9 @@ struct Weights {
     }
 };
 
-/* The smallest integer that is at least share * total * 2^-64. */
-__device__ __forceinline__ uint64 share_of(uint64 share, uint64 total) {
-    return __umul64hi(share, total) + (share * total != 0);
+/* The smallest integer that is at least share * total, rounded like the reference's float64. */
+__device__ __forceinline__ uint64 share_of(double share, uint64 total) {
+    return __double2ull_ru(share * __ull2double_rn(total));
 }
 
 /* 53 random bits in the top of 64, a pure function of (seed, position): Philox4x32-10 (Salmon et al., SC 2011). */
