@@ -140,6 +140,8 @@ def test_bad_requests_raise_the_matching_error(client: openai.OpenAI) -> None:
 
 def test_deadline(client: openai.OpenAI, server: LiveServer) -> None:
     with pytest.raises(openai.APIStatusError) as caught:
-        client.completions.create(model=MODEL, prompt="a", max_tokens=2000, extra_body={"timeout_s": 0.3})
+        client.completions.create(
+            model=MODEL, prompt="a", max_tokens=2000, extra_body={"timeout_s": 0.3, "ignore_eos": True}
+        )
     assert caught.value.status_code == 504
     assert server.is_idle()
