@@ -99,7 +99,8 @@ def report(
 ) -> None:
     """Print JSON or text."""
     if not arguments.json:
-        print(f"{engine.info.model_name} on {engine.info.backend}: {workload.describe()}, {arguments.repeat} runs")
+        runs = "1 run" if arguments.repeat == 1 else f"{arguments.repeat} runs"
+        print(f"{engine.info.model_name} on {engine.info.backend}: {workload.describe()}, {runs}")
         print("\n".join(lines))
         return
     about = {

@@ -1,9 +1,8 @@
 """``x @ weight.T`` in NumPy, fast where it matters for serving: a large weight, from a few rows to a prompt.
 
-One row is a matrix-vector product, bound by memory, which BLAS does well. With more rows BLAS packs the weight first,
-which for few of them costs more than the product; and its threads wait for each other, which costs dearly when another
-process wants the CPU. Its AVX-512 kernels for small matrices do neither, so the product is cut into tiles small enough
-for them, which the crew's threads share:
+BLAS packs the weight first, which for few rows costs more than the product; and its threads wait for each other, which
+costs dearly when another process wants the CPU. Its AVX-512 kernels for small matrices do neither, so the product is cut
+into tiles small enough for them, which the crew's threads share:
 
     weight [N, K]                x.T [K, T]           out.T [N, T]
     slab 0  ───────────      block 0 │ block 1       ┌──────┬──────┐
@@ -20,6 +19,7 @@ from functools import cache
 import numpy as np
 
 from cupy_engine.ops._crew import crew, even_cuts
+from cupy_engine.ops._vector_product import vector_product
 
 MAX_TILE_WORK = 1_000_000  # multiply-adds; above, OpenBLAS uses its packing kernels
 _BLOCK, _MIN_BLOCK, _MAX_BLOCK = 16, 8, 32  # rows of x in a tile
@@ -32,7 +32,7 @@ def matmul_transposed(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """``x @ weight.T`` for float32 [T, K] and [N, K]."""
     num_rows, num_features = x.shape
     if num_rows == 1:
-        return np.asarray(np.dot(weight, x[0]))[None]
+        return vector_product(weight, x[0])[None]
     widest_block = min(_MAX_BLOCK, MAX_TILE_WORK // (_MIN_SLAB * num_features))
     is_tiled = num_rows > 1 and weight.size >= _MIN_WEIGHT_SIZE and widest_block >= _MIN_BLOCK and has_avx512()
     if not is_tiled:

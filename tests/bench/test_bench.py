@@ -1,0 +1,100 @@
+"""The benchmarks: their workloads, and that each runs and prints what it says."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cupy_engine.bench import latency, throughput
+from cupy_engine.bench.workloads import SHAPES, Workload, named_workload, write_shape
+from golden_data import tiny_model
+
+from cupy_engine.errors import ConfigError
+from cupy_engine.hf_config import load_hf_config
+
+TINY = ["--model", str(tiny_model("llama")), "--input-len", "9", "--output-len", "5", "--repeat", "2"]
+
+
+def run(module: Any, options: list[str]) -> None:
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    assert module.run(parser.parse_args(options)) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "lengths"),
+    [
+        ("ttft-2048", (2048, 1, 1)),
+        ("lat", (128, 256, 1)),
+        ("dec-32", (32, 256, 32)),
+        ("thr-short", (128, 256, 256)),
+        ("thr-long", (1024, 128, 200)),
+    ],
+)
+def test_named_workloads(name: str, lengths: tuple[int, int, int]) -> None:
+    assert named_workload(name) == Workload(name, *lengths)
+
+
+@pytest.mark.parametrize("name", ["", "ttft-", "ttft-0", "dec-x", "dec--1", "thr"])
+def test_unknown_workloads(name: str) -> None:
+    with pytest.raises(ConfigError, match="there are ttft-N, dec-B, lat, thr-short, thr-long"):
+        named_workload(name)
+
+
+def test_prompts_are_fresh_and_in_the_vocabulary() -> None:
+    workload, rng = Workload("custom", 7, 3, 4), np.random.default_rng(0)
+    first, second = (workload.prompts(50, rng) for _ in range(2))
+    assert [len(prompt["prompt_token_ids"]) for prompt in first] == [7] * 4
+    assert all(0 <= token < 50 for prompt in first for token in prompt["prompt_token_ids"])
+    assert first != second
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes_are_model_folders(name: str, tmp_path: Path) -> None:
+    config = load_hf_config(write_shape(name, tmp_path))
+    assert config.hidden_size == config.num_heads * config.head_dim
+    assert config.max_position_embeddings >= 8193
+
+
+def test_latency_reports_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    run(latency, [*TINY, "--batch-size", "3", "--json"])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["workload"] == {"name": "custom", "input_len": 9, "output_len": 5, "num_requests": 3}
+    step = printed["decode_step_s"]
+    assert 0 < step["low"] <= step["median"] <= step["high"]
+    assert printed["decode_tokens_per_s"]["high"] == pytest.approx(3 / step["low"])
+    assert printed["ttft_s"]["low"] > 0
+
+
+def test_throughput_counts_all_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    run(throughput, [*TINY, "--num-requests", "4", "--json", "--repeat", "1"])
+    printed = json.loads(capsys.readouterr().out)
+    requests_per_s = printed["requests_per_s"]["median"]
+    assert printed["output_tokens_per_s"]["median"] == pytest.approx(5 * requests_per_s)
+    assert printed["total_tokens_per_s"]["median"] == pytest.approx(14 * requests_per_s)
+
+
+def test_text_output_and_a_single_token(capsys: pytest.CaptureFixture[str]) -> None:
+    run(latency, [*TINY, "--workload", "ttft-12"])
+    printed = capsys.readouterr().out
+    assert "llama on NumPy (CPU): 1 request 12 → 1, 2 runs" in printed
+    assert "TTFT" in printed
+    assert "decode" not in printed
+
+
+def test_bad_numbers_are_refused() -> None:
+    with pytest.raises(ConfigError, match="output_len: must be at least 1, got 0"):
+        run(latency, [*TINY, "--output-len", "0"])
+
+
+def test_host_overhead_from_the_command_line() -> None:
+    command = [sys.executable, "-m", "cupy_engine.bench.latency", *TINY, "--batch-size", "2", "--host-overhead"]
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+    overhead = json.loads(done.stdout)["host_overhead"]
+    assert 0 < overhead["median"] < 1
