@@ -72,6 +72,11 @@ class BlockManager:
     def num_free_blocks(self) -> int:
         return self.pool.num_free
 
+    def num_free_without(self, sequence_ids: Sequence[int]) -> int:
+        """Blocks that would be free if these running sequences left: those that are theirs alone, and the free ones."""
+        shares = Counter(block_id for i in sequence_ids for block_id in self._tables[i].block_ids)
+        return self.pool.num_free + sum(self.pool.ref_count(block_id) == n for block_id, n in shares.items())
+
     def num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 

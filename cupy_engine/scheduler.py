@@ -16,6 +16,7 @@ import bisect
 import logging
 import random
 
+from cupy_engine.admission import Admission
 from cupy_engine.block_manager import BlockManager
 from cupy_engine.errors import InvalidRequestError, QueueFullError
 from cupy_engine.messages import ErrorKind, GenerateRequest, SequenceOutput, TokenLogprobs
@@ -73,6 +74,7 @@ class Scheduler:
         self._waiting = WaitingQueue(policy)
         self._running: list[Sequence] = []  # in the policy's order: the last one makes room first
         self._seats = Seats(max_num_seqs)
+        self._admission = Admission(block_manager, self._seats)
         self._deadlines = DeadlineQueue()
         self._in_flight: dict[int, list[PlannedSequence]] = {}
         self._next_sequence_id = 0
@@ -173,15 +175,14 @@ class Scheduler:
         return builder.plan
 
     def _displace_for_waiting(self, builder: PlanBuilder) -> None:
-        """Let an urgent request push later ones out before they are planned."""
+        """Let an urgent request push later ones out before they are planned, if that lets it in."""
         candidate = self._waiting.peek()
-        while (
-            candidate is not None
-            and self._running
-            and self._policy.may_displace(candidate.request, self._running[-1].request)
-            and not self._can_admit(candidate)
-        ):
-            self._preempt(self._running[-1], builder, f"for {name_of(candidate)}")
+        if candidate is None or self._admission.fits(candidate):
+            return
+        later = [s for s in self._running if self._policy.may_displace(candidate.request, s.request)]
+        if self._admission.would_fit_without(candidate, later):
+            while not self._admission.fits(candidate):
+                self._preempt(later.pop(), builder, f"for {name_of(candidate)}")
 
     def _schedule_running(self, builder: PlanBuilder) -> None:
         num_pending_decodes = sum(s.num_uncomputed_tokens() == 1 for s in self._running)
@@ -213,7 +214,7 @@ class Scheduler:
     def _schedule_waiting(self, builder: PlanBuilder) -> None:
         while builder.budget > 0:
             sequence = self._waiting.peek()
-            if sequence is None or sequence.num_in_flight or not self._can_admit(sequence):
+            if sequence is None or sequence.num_in_flight or not self._admission.fits(sequence):
                 return
             self._waiting.pop()
             self._admit(sequence, builder)
@@ -222,51 +223,11 @@ class Scheduler:
             assert has_room, "an admitted sequence fits"
             self._plan(sequence, num_tokens, builder)
 
-    def _cached_prefix(self, sequence: Sequence) -> list[int]:
-        """Cached blocks to start from; at least one token is left to compute, for its logits."""
-        if sequence.request.wants_prompt_logprobs:
-            return []
-        block_size = self.block_manager.block_size
-        hashes = sequence.update_block_hashes(block_size)
-        return self.block_manager.find_prefix(hashes[: (sequence.num_tokens - 1) // block_size])
-
-    def _seats_needed(self, sequence: Sequence) -> list[Sequence]:
-        siblings = sequence.request.sequences if sequence.index == 0 else []
-        return [sequence, *(s for s in siblings if s.status is SequenceStatus.FORKING)]
-
-    def _can_admit(self, sequence: Sequence) -> bool:
-        manager = self.block_manager
-        if len(self._seats_needed(sequence)) > self._seats.num_free:
-            return False
-        if sequence.status is SequenceStatus.SWAPPED:
-            num_next = manager.num_blocks_for(sequence.num_tokens)
-            return max(num_next, manager.num_swapped_blocks(sequence.sequence_id)) <= manager.num_free_blocks
-        return manager.can_open(self._cached_prefix(sequence), sequence.num_tokens)
-
     def _admit(self, sequence: Sequence, builder: PlanBuilder) -> None:
-        for other in self._seats_needed(sequence):
-            self._seats.take(other)
-        manager, sequence_id = self.block_manager, sequence.sequence_id
-        if sequence.status is SequenceStatus.SWAPPED:
-            pairs = manager.swap_in(sequence_id)
-            assert pairs is not None, "an admitted sequence fits"
-            builder.plan.swap_in.extend(pairs)
-            builder.note(f"swap in {name_of(sequence)} ({len(pairs)} blocks)")
-        else:
-            prefix = self._cached_prefix(sequence)
-            manager.open(sequence_id, prefix)
-            sequence.num_computed_tokens = len(prefix) * manager.block_size
-            self._note_admission(sequence, builder)
-        sequence.status = SequenceStatus.RUNNING
+        self._admission.admit(sequence, builder)
         bisect.insort(self._running, sequence, key=self._policy.key)
-        builder.seat(sequence)
-        builder.write_table(sequence.slot, 0, manager.block_table(sequence_id))
-
-    def _note_admission(self, sequence: Sequence, builder: PlanBuilder) -> None:
-        num_cached = sequence.num_computed_tokens
-        builder.note(f"admit {name_of(sequence)} ({num_cached} of {sequence.num_tokens} tokens cached)")
         if sequence.num_preemptions == 0:
-            sequence.request.num_cached_tokens = num_cached
+            sequence.request.num_cached_tokens = sequence.num_computed_tokens
             self._listener.on_admitted(sequence.request)
 
     def _plan(self, sequence: Sequence, num_tokens: int, builder: PlanBuilder) -> None:
@@ -283,7 +244,7 @@ class Scheduler:
 
     def _fork(self, parent: Sequence, builder: PlanBuilder) -> list[Sequence]:
         """At the end of the prompt, seat the request's other sequences on the same blocks."""
-        children = self._seats_needed(parent)[1:]
+        children = self._admission.party(parent)[1:]
         for child in children:
             table = self.block_manager.fork(parent.sequence_id, child.sequence_id)
             child.num_computed_tokens = parent.num_computed_tokens
@@ -310,7 +271,7 @@ class Scheduler:
         how: PreemptionKind = "recompute" if pairs is None else "swap"
         builder.note(f"preempt {name_of(victim)} by {how} ({num_blocks} blocks, {num_computed} tokens): {why}")
         self._listener.on_preempted(how)
-        for other in self._seats_needed(victim):
+        for other in self._admission.party(victim):
             self._seats.leave(other)
         self._running.remove(victim)
         victim.num_preemptions += 1

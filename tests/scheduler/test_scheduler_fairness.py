@@ -68,6 +68,18 @@ def test_an_urgent_request_takes_the_blocks_of_the_least_urgent():
     harness.check_empty()
 
 
+def test_an_urgent_request_pushes_nobody_out_if_that_would_not_let_it_in():
+    """It needs 3 of 4 blocks; the one that may be pushed out has 1, another as urgent as itself has 2, 1 is free."""
+    harness = priority_harness(num_blocks=4)
+    harness.add("as-urgent", [1] * 7, priority=0, **endless(2))
+    harness.add("low", [2] * 2, priority=5, **endless(2))
+    harness.step()
+    harness.add("urgent", [3] * 11, priority=0, arrival_time_s=1000, **endless(1))
+    harness.scheduler.schedule()
+    assert harness.scheduler.num_running == 2
+    assert harness.scheduler.num_waiting == 1
+
+
 def test_an_urgent_request_pushes_nobody_out_if_there_is_room():
     harness = priority_harness()
     harness.add("low", [1], priority=5, **endless(4))
