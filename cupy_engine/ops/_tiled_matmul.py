@@ -1,8 +1,8 @@
 """``x @ weight.T`` in NumPy, fast where it matters for serving: a large weight, from a few rows to a prompt.
 
 BLAS packs the weight first, which for few rows costs more than the product; and its threads wait for each other, which
-costs dearly when another process wants the CPU. Its AVX-512 kernels for small matrices do neither, so the product is cut
-into tiles small enough for them, which the crew's threads share:
+costs dearly when another process wants the CPU. Its AVX-512 kernels for small matrices do neither, so the product is
+cut into tiles small enough for them, which the crew's threads share:
 
     weight [N, K]                x.T [K, T]           out.T [N, T]
     slab 0  ───────────      block 0 │ block 1       ┌──────┬──────┐

@@ -1,8 +1,8 @@
 """``weight @ x`` in NumPy: the product of decoding one sequence, bound by reading the weight.
 
-BLAS splits it over threads that wait for each other by spinning: the fastest way as long as no other process wants their
-CPUs, and ten times slower than one thread when one does. So its speed is watched, and for a while after a slow product
-the crew's threads share the work instead, which do not spin.
+BLAS splits it over threads that wait for each other by spinning: the fastest way as long as no other process wants
+their CPUs, and ten times slower than one thread when one does. So its speed is watched, and for a while after a slow
+product the crew's threads share the work instead, which do not spin.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from cupy_engine.ops import _tiled_matmul, _vector_product
-from cupy_engine.ops.embedding import embedding
 from cupy_engine.ops._vector_product import VectorProduct
+from cupy_engine.ops.embedding import embedding
 from cupy_engine.ops.linear import linear
 
 TOLERANCE: dict[Any, float] = {np.float32: 1e-5, np.float16: 2e-3, ml_dtypes.bfloat16: 1e-2}
