@@ -34,9 +34,10 @@ from cupy_engine.ops.rope import rope_and_write_kv
 
 BFLOAT16: Any = ml_dtypes.bfloat16
 BLOCK_SIZE = 16
-_NUM_REPLAYS = 20
+_NUM_WARM_UPS, _NUM_REPLAYS = 5, 20
 _ROTATED_BYTES = 256 << 20
-_MAX_SETS = 32
+_MAX_SETS = 1024
+_DEVICE_TO_DEVICE = 3  # cudaMemcpyKind
 
 Launch = Callable[[], Any]
 
@@ -100,7 +101,8 @@ def time_s(launches: list[Launch]) -> float:
         for launch in launches:
             launch()
         graph = stream.end_capture()
-        graph.launch(stream)
+        for _ in range(_NUM_WARM_UPS):
+            graph.launch(stream)
         marks = [(cupy.cuda.Event(), cupy.cuda.Event()) for _ in range(_NUM_REPLAYS)]
         for begin, end in marks:
             begin.record(stream)
@@ -112,17 +114,20 @@ def time_s(launches: list[Launch]) -> float:
 
 
 def copy_limit() -> float:
-    """GB/s of a device-to-device copy, read and written bytes."""
+    """GB/s of a device-to-device copy, read and written bytes: the driver's or a kernel's, whichever is faster."""
     import cupy
 
-    source, target = random(1 << 29), cupy.empty(1 << 29, BFLOAT16)
-    num_bytes = int(source.nbytes)
-
-    def copy() -> None:
-        stream = cupy.cuda.get_current_stream().ptr
-        cupy.cuda.runtime.memcpyAsync(target.data.ptr, source.data.ptr, num_bytes, 3, stream)
-
-    return 2 * num_bytes / time_s([copy]) / 1e9
+    target, source = (random(1, 1, 1 << 16, BLOCK_SIZE, 4, 128) for _ in range(2))
+    pairs = cupy.asarray(np.repeat(np.arange(1 << 16, dtype=np.int32), 2).reshape(-1, 2))
+    seconds = [time_s([partial(copy_blocks, source, target, pairs)])]
+    begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+    for _ in range(_NUM_REPLAYS):
+        begin.record()
+        cupy.cuda.runtime.memcpyAsync(target.data.ptr, source.data.ptr, source.nbytes, _DEVICE_TO_DEVICE, 0)
+        end.record()
+        end.synchronize()
+        seconds.append(float(cupy.cuda.get_elapsed_time(begin, end)) / 1e3)
+    return 2 * int(source.nbytes) / min(seconds) / 1e9
 
 
 def product_limit() -> float:
@@ -146,8 +151,9 @@ def elementwise_cases() -> Iterator[Case]:
         yield Case("rms_norm", case, [partial(rms_norm, x, weight, 1e-5, y) for x, y in sets], 2 * row * hidden)
         launches: list[Launch] = [partial(add_rms_norm, x, y, weight, 1e-5, x) for x, y in sets]
         yield Case("add_rms_norm", case, launches, 4 * row * hidden)
-        ids = cupy.asarray(np.random.default_rng().integers(0, 128256, tokens).astype(np.int32))
-        yield Case("embedding", case, [partial(embedding, ids, table, y) for _, y in sets], 2 * row * hidden)
+        ids = [cupy.asarray(np.random.default_rng().integers(0, 128256, tokens).astype(np.int32)) for _ in sets]
+        launches = [partial(embedding, i, table, y) for i, (_, y) in zip(ids, sets, strict=True)]
+        yield Case("embedding", case, launches, 2 * row * hidden)
         gated = [(random(tokens, 2 * inter), random(tokens, inter)) for _ in sets_for(3 * row * inter)]
         launches = [partial(silu_and_mul, x, y) for x, y in gated]
         yield Case("silu_and_mul", f"{tokens} x {inter}", launches, 3 * row * inter)
@@ -176,16 +182,15 @@ class Sequences:
         order = np.random.default_rng().permutation(sum(blocks)).astype(np.int32)
         for s, part in enumerate(np.split(order, np.cumsum(blocks)[:-1])):
             table[s, : len(part)] = part
-        lens = [np.array(values, np.int32) for values in (query_lens, context_lens)]
         self.metadata = AttentionMetadata(
             query_start=cupy.asarray(np.concatenate([[0], np.cumsum(query_lens)]).astype(np.int32)),
-            context_lens=cupy.asarray(lens[1]),
+            context_lens=cupy.asarray(np.array(context_lens, np.int32)),
             block_tables=cupy.asarray(table),
             slot_mapping=cupy.asarray(np.zeros(sum(query_lens), np.int32)),
             max_query_len=max(query_lens),
             max_context_len=max(context_lens),
-            host_query_lens=lens[0],
-            host_context_lens=lens[1],
+            host_query_lens=np.array(query_lens, np.int32),
+            host_context_lens=np.array(context_lens, np.int32),
         )
 
     def attend(self) -> None:
@@ -204,7 +209,6 @@ def decode_cases() -> Iterator[Case]:
         ("32 x 192", [192] * 32, (32, 8), 128),
         ("1 x 192", [192], (32, 8), 128),
         ("64 x 2048", [2048] * 64, (32, 32), 128),
-        ("256 x 192", [192] * 256, (32, 32), 128),
         ("64 x 4096", [4096] * 64, (32, 2), 128),
         ("64 x 4096", [4096] * 64, (16, 16), 64),
         ("64 x 4096", [4096] * 64, (16, 8), 256),
@@ -223,7 +227,6 @@ def prefill_cases() -> Iterator[Case]:
         ("16 x 512", [512] * 16, [512] * 16, (32, 8), 128),
         ("1 x 512", [512], [512], (32, 8), 128),
         ("512 after 7680", [512], [8192], (32, 8), 128),
-        ("1 x 8192", [8192], [8192], (32, 32), 128),
         ("1 x 8192", [8192], [8192], (32, 8), 64),
         ("1 x 8192", [8192], [8192], (16, 8), 256),
     ):
@@ -242,12 +245,11 @@ def product_cases() -> Iterator[Case]:
             shape = _gemm._shape(x, weights[0], None, out)
             products = _gemm.candidates(shape)
             library = fastest(shape, weights, [product for product in products if product.name != "gemv"])
-            gemv = [product for product in products if product.name == "gemv"]
-            for name, product in [("cublaslt", library), *(("gemv", product) for product in gemv)]:
+            for product in [library, *(product for product in products if product.name == "gemv")]:
+                name = "gemv" if product.name == "gemv" else "cublaslt"
                 launches: list[Launch] = [partial(product.run, x, weight, None, out) for weight in weights]
-                num_bytes, num_flops = 2.0 * (n * k + m * k + m * n), 2.0 * m * n * k
-                is_small = m < 512
-                yield Case(name, f"{m} x {n} x {k}", launches, num_bytes * is_small, num_flops * (not is_small))
+                num_bytes, num_flops = 2.0 * (n * k + m * k + m * n), 2.0 * m * n * k if m >= 512 else 0.0
+                yield Case(name, f"{m} x {n} x {k}", launches, num_bytes, num_flops)
 
 
 FAMILIES = {
@@ -260,7 +262,7 @@ FAMILIES = {
 
 def measure(families: list[str]) -> Iterator[Result]:
     """Measure the limits, then every case of the families."""
-    limits = {"GB/s": copy_limit(), "TFLOP/s": product_limit()}
+    limits = {"TFLOP/s": product_limit(), "GB/s": copy_limit()}  # the product first: it wakes the clocks
     for family in families:
         for case in FAMILIES[family]():
             seconds = time_s(case.launches)
@@ -284,16 +286,14 @@ def main() -> int:
         return 1
     gpu = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
     header = {"gpu": gpu, "date": date.today().isoformat(), "cupy": cupy.__version__}
+    results = measure(arguments.only)
     if arguments.json:
-        print(json.dumps({**header, "results": [asdict(result) for result in measure(arguments.only)]}, indent=1))
+        print(json.dumps({**header, "results": [asdict(result) for result in results]}, indent=1))
         return 0
     print(", ".join(header.values()))
-    for r in measure(arguments.only):
-        share = r.rate / r.limit
-        print(
-            f"{r.name:18} {r.case:38} {r.time_us:10.1f} us {r.rate:8.0f} {r.unit:7} {share:6.1%} of {r.limit:.0f}",
-            flush=True,
-        )
+    for r in results:
+        rate = f"{r.rate:8.0f} {r.unit:7} {r.rate / r.limit:6.1%} of {r.limit:.0f}"
+        print(f"{r.name:18} {r.case:38} {r.time_us:10.1f} us {rate}", flush=True)
     return 0
 
 

@@ -207,14 +207,14 @@ __device__ void finish_segment(const AttentionInputs& in, const Partials& partia
 /* Computes a block's units [begin, end) of all. */
 template <typename T, int D, int NT, int WARPS, int STAGES>
 __device__ __forceinline__ void attend_share(const AttentionInputs& in, const Partials& partials, const Shares& shares,
-                                             const Located& start, int begin, int end, int column_blocks) {
+                                             const Cursor<TILE * WARPS>& start, int begin, int end, int column_blocks) {
     using L = Layout<D, NT, WARPS, STAGES>;
     const int warp = threadIdx.x / WARP_SIZE, num_heads = in.num_kv_heads * column_blocks;
     const uint32 stages = shared_address(dynamic_shared()) + L::MERGE_BYTES + warp * STAGES * 2 * L::TILE_BYTES;
     const ScoreScale scale(in);
 
     // The block id of the next tile to load is fetched one tile ahead, since the copies' addresses hang on it.
-    Cursor<L::UNIT> loading(in, start);
+    Cursor<L::UNIT> loading = start, at = start;
     int num_left = end - begin, loading_stage = 0;
     int block = block_of_key(in, loading.seq, loading.first_key() + warp * TILE);
     const auto load_next = [&] {
@@ -233,7 +233,6 @@ __device__ __forceinline__ void attend_share(const AttentionInputs& in, const Pa
 #pragma unroll 1
     for (int i = 0; i < STAGES - 1; ++i) load_next();
 
-    Cursor<L::UNIT> at(in, start);
     Segment segment(in, at, column_blocks, L::COLS, begin, begin - (at.unit - at.begin_unit));
     Queries<T, D, NT> queries;
     queries.load(in, at.sequence, segment.kv_head, segment.first_column);
@@ -275,15 +274,27 @@ __device__ __forceinline__ void clear_padding_rows(const AttentionInputs& in) {
 template <typename T, int D, int NT, int WARPS, int STAGES>
 __global__ void __launch_bounds__(32 * WARPS)
 attention_decode(AttentionInputs in, Partials partials, int column_blocks) {
-    const Located start = locate(
-        in.num_seqs,
-        [&](int seq) {
-            using C = Cursor<TILE * WARPS>;
-            return C::num_units(in, Sequence(in, seq)) * in.num_kv_heads * column_blocks;
-        },
-        [&](int total) { return Shares(total).begin(blockIdx.x); });
-    const Shares shares(start.total);
-    const int begin = shares.begin(blockIdx.x), end = min(shares.begin(blockIdx.x + 1), start.total);
-    if (begin < end) attend_share<T, D, NT, WARPS, STAGES>(in, partials, shares, start, begin, end, column_blocks);
+    using C = Cursor<TILE * WARPS>;
+    const int num_heads = in.num_kv_heads * column_blocks;
+    Located borders[2];
+    const int total = locate(
+        borders, in.num_seqs, [&](int seq) { return C::num_units(in, Sequence(in, seq)) * num_heads; },
+        [&](int i, int total) { return Shares(total).border(blockIdx.x + i); });
+    const Shares shares(total);
+    int share[2], moves[2] = {};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        if (borders[i].seq >= 0) {
+            const int length = C::num_units(in, Sequence(in, borders[i].seq));
+            moves[i] = Shares::move(borders[i].offset % length, length);
+        }
+        share[i] = shares.border(blockIdx.x + i) + moves[i];
+    }
+    if (share[0] < share[1]) {
+        C start(in, borders[0]);
+        if (moves[0] < 0) --start.unit;
+        if (moves[0] > 0) start.advance(in, num_heads);
+        attend_share<T, D, NT, WARPS, STAGES>(in, partials, shares, start, share[0], share[1], column_blocks);
+    }
     clear_padding_rows<T, D>(in);
 }

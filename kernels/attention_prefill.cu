@@ -1,14 +1,14 @@
 /* Prefill attention: many query tokens per sequence, FlashAttention-2 (arXiv:2307.08691) over a paged cache.
    out[t, h] = softmax(scale * q[t, h] . K) V, over the keys that t sees
-   T = bf16 or fp16; D = head_dim; a block computes ROWS = 16 * M_TILES * WARPS query rows of one key/value head, rows
-   counting the heads of its group within tokens: row r is token r / group, head r % group
+   T = bf16 or fp16; D = head_dim; a block computes ROWS = 16 * M_TILES * WARPS query rows (tokens x heads of the group) of
+   one key/value head
    grid (num_kv_heads, blocks of rows of all sequences), block (32 * WARPS), dynamic shared memory: Layout::SHARED_BYTES
    requires block_size % 16 == 0; q, k_cache and v_cache aligned to 16 bytes; q_token_stride % 8 == 0
 
    Per step of KEYS keys: scores S = Q K' from shared memory into registers, softmax there, O += P V with P taken straight
    from the registers of S. The next K travels during the softmax and P V, V during Q K'.
    bound: tensor cores, 4 * query rows * keys seen * D operations */
-#include "common/attention.cuh"
+#include "common/attention_rows.cuh"
 #include "common/memory.cuh"
 #include "common/mma.cuh"
 
@@ -22,18 +22,6 @@ struct Layout {
     static constexpr int ROWS_PER_PASS = THREADS / LANES_PER_ROW;
     static constexpr int K_OFFSET = ROWS * ROW_BYTES, V_OFFSET = K_OFFSET + KEYS * ROW_BYTES;
     static constexpr int SHARED_BYTES = V_OFFSET + KEYS * ROW_BYTES;
-};
-
-/* A block's query rows [first_row, first_row + ROWS) of one sequence and key/value head. */
-struct QueryTile {
-    Sequence sequence;
-    int seq, kv_head, first_row, num_rows, group;
-
-    __device__ __forceinline__ int token(int row) const { return min((first_row + row) / group, sequence.query_len - 1); }
-    __device__ __forceinline__ int64 element(int row, int64 token_stride, int head_dim) const {
-        const int at = first_row + row;
-        return (sequence.first_token + at / group) * token_stride + (int64)(kv_head * group + at % group) * head_dim;
-    }
 };
 
 /* Starts copying the query rows; zeros past the last one. */
@@ -122,105 +110,10 @@ __device__ __forceinline__ void multiply_values(float (&out)[M_TILES][D / 8][4],
     }
 }
 
-template <int M_TILES, int KEYS>
-__device__ __forceinline__ void mask(float (&scores)[M_TILES][KEYS / 8][4], const QueryTile& tile, int first_row,
-                                     int first_key, int window) {
-#pragma unroll
-    for (int m = 0; m < M_TILES; ++m)
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            const int token = tile.token(first_row + 16 * m + 8 * h + threadIdx.x % WARP_SIZE / 4);
-            const int end = tile.sequence.end_key(token);
-#pragma unroll
-            for (int n = 0; n < KEYS / 8; ++n)
-#pragma unroll
-                for (int e = 0; e < 2; ++e) {
-                    const int key = first_key + 8 * n + 2 * (threadIdx.x % 4) + e;
-                    if (key >= end || key < end - window) scores[m][n][2 * h + e] = minus_infinity();
-                }
-        }
-}
-
-/* The softmax of a warp's rows so far. Lane (r, c) holds rows r and r + 8 of each tile of 16. */
-template <int D, int M_TILES, int KEYS>
-struct RunningSoftmax {
-    float out[M_TILES][D / 8][4] = {};  // unnormalized
-    float maximum[M_TILES][2], sum[M_TILES][2];
-
-    __device__ __forceinline__ RunningSoftmax() {
-#pragma unroll
-        for (int m = 0; m < M_TILES; ++m)
-#pragma unroll
-            for (int h = 0; h < 2; ++h) maximum[m][h] = minus_infinity(), sum[m][h] = 0.0f;
-    }
-
-    /* Turns scores into weights relative to the new maximum, and rescales what was there. */
-    __device__ __forceinline__ void absorb(float (&scores)[M_TILES][KEYS / 8][4], float factor) {
-#pragma unroll
-        for (int m = 0; m < M_TILES; ++m)
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                float top = maximum[m][h];
-#pragma unroll
-                for (int n = 0; n < KEYS / 8; ++n) top = fmaxf(top, fmaxf(scores[m][n][2 * h], scores[m][n][2 * h + 1]));
-                top = fmaxf(top, __shfl_xor_sync(FULL_WARP, top, 1));
-                top = fmaxf(top, __shfl_xor_sync(FULL_WARP, top, 2));
-                const float base = finite_or_zero(top) * factor;
-                const float shrink = exp2f(maximum[m][h] * factor - base);
-                maximum[m][h] = top;
-                sum[m][h] *= shrink;
-#pragma unroll
-                for (int n = 0; n < KEYS / 8; ++n)
-#pragma unroll
-                    for (int e = 2 * h; e < 2 * h + 2; ++e) {
-                        scores[m][n][e] = exp2f(scores[m][n][e] * factor - base);
-                        sum[m][h] += scores[m][n][e];
-                    }
-#pragma unroll
-                for (int n = 0; n < D / 8; ++n) out[m][n][2 * h] *= shrink, out[m][n][2 * h + 1] *= shrink;
-            }
-    }
-
-    template <typename T>
-    __device__ __forceinline__ void store_to(const AttentionInputs& in, const QueryTile& tile, int first_row) {
-#pragma unroll
-        for (int m = 0; m < M_TILES; ++m)
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                float total = sum[m][h];
-                total += __shfl_xor_sync(FULL_WARP, total, 1);
-                total += __shfl_xor_sync(FULL_WARP, total, 2);
-                const float inverse = total > 0.0f ? 1.0f / total : 0.0f;
-                const int row = first_row + 16 * m + 8 * h + threadIdx.x % WARP_SIZE / 4;
-                if (row >= tile.num_rows) continue;
-                T* to = static_cast<T*>(in.out) + tile.element(row, (int64)in.num_heads * D, D);
-#pragma unroll
-                for (int n = 0; n < D / 8; ++n)
-                    *reinterpret_cast<uint32*>(to + 8 * n + 2 * (threadIdx.x % 4)) =
-                        pack<T>(out[m][n][2 * h] * inverse, out[m][n][2 * h + 1] * inverse);
-            }
-    }
-};
-
-/* The block's query rows: blocks of rows are dealt out from the last of each sequence to the first, longest first. */
-template <typename L>
-__device__ __forceinline__ QueryTile find_tile(const AttentionInputs& in) {
-    const int group = in.group();
-    const auto num_tiles = [&](int seq) {
-        const Sequence s(in, seq);
-        return s.is_served(in) ? (s.query_len * group + L::ROWS - 1) / L::ROWS : 0;
-    };
-    const Located at = locate(in.num_seqs, num_tiles, [&](int) { return (int)blockIdx.y; });
-    const Sequence s(in, max(at.seq, 0));
-    const int first_row = (num_tiles(max(at.seq, 0)) - 1 - at.offset) * L::ROWS;
-    const int num_rows = at.seq < 0 ? 0 : min(L::ROWS, s.query_len * group - first_row);
-    return {s, at.seq, (int)blockIdx.x, first_row, num_rows, group};
-}
-
 template <typename T, int D, int M_TILES, int WARPS, int KEYS>
 __global__ void __launch_bounds__(32 * WARPS) attention_prefill(AttentionInputs in) {
     using L = Layout<D, M_TILES, WARPS, KEYS>;
-    const QueryTile tile = find_tile<L>(in);
+    const QueryTile tile = find_tile<L::ROWS>(in);
     if (tile.num_rows <= 0) return;
     const int lane = threadIdx.x % WARP_SIZE, warp_row = threadIdx.x / WARP_SIZE * 16 * M_TILES;
     const uint32 shared = shared_address(dynamic_shared());
@@ -253,17 +146,12 @@ __global__ void __launch_bounds__(32 * WARPS) attention_prefill(AttentionInputs 
             load_keys<T, D, KEYS, L>(in, in.k_cache, tile, first_key + KEYS, begin_key, end_key, shared + L::K_OFFSET);
         cp_async_commit();
 
-        if (scale.inner > 0.0f) {
-#pragma unroll
-            for (int m = 0; m < M_TILES; ++m)
-#pragma unroll
-                for (int n = 0; n < KEYS / 8; ++n)
-#pragma unroll
-                    for (int e = 0; e < 4; ++e) scores[m][n][e] = scale.capped(scores[m][n][e]);
-        }
+        if (scale.inner > 0.0f) cap(scores, scale);
         if (first_key + KEYS > first_end || first_key < last_begin) 
             mask<M_TILES, KEYS>(scores, tile, warp_row, first_key, in.window);
-        softmax.absorb(scores, scale.factor);
+        float shrink[M_TILES][2];
+        softmax.absorb(scores, scale.factor, shrink);
+        softmax.rescale(shrink);
         multiply_values<T, D, M_TILES, KEYS, L>(softmax.out, scores, values);
     }
     softmax.template store_to<T>(in, tile, warp_row);

@@ -1,14 +1,12 @@
 /* The matrix product of a few rows:  out[m, n] = sum over k of x[m, k] * weight[n, k]  (+ bias[n])
    x [M, k] T, rows x_stride elements apart; weight [n, k] T, bias [n] T or null; out [M, n] Out; accumulates in float32
-   grid (ceil(n / (WARPS * ROWS))), block (32 * WARPS): a warp computes ROWS columns of out
+   grid (ceil(n / (WARPS * ROWS))), block (32 * WARPS): a warp computes ROWS columns of out, UNROLL * ROWS loads in flight
    requires k % VEC == 0, x_stride % VEC == 0, x and weight aligned to 16 bytes
    bound: memory, n * k * sizeof(T) bytes */
 #include "common/reduce.cuh"
 #include "common/types.cuh"
 
 constexpr int WARPS = 4;
-constexpr int ROWS = 2;    // of weight, per warp
-constexpr int UNROLL = 4;  // loads in flight per row and lane
 
 /* 16 bytes of a matrix that is read once. */
 template <typename T, int VEC>
@@ -17,7 +15,7 @@ __device__ __forceinline__ Vec<T, VEC> load_streaming(const T* from) {
     return *reinterpret_cast<const Vec<T, VEC>*>(&bits);
 }
 
-template <typename T, int M, typename Out>
+template <typename T, int M, int ROWS, int UNROLL, typename Out>
 __global__ void __launch_bounds__(32 * WARPS)
 gemv(Out* out, const T* x, const T* weight, const T* bias, int n, int k, int64 x_stride) {
     constexpr int VEC = 16 / sizeof(T), STEP = WARP_SIZE * VEC;

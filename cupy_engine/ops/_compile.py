@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cupy_engine.ops._instantiations import INSTANTIATIONS
+from cupy_engine.ops._instantiations import ARCHITECTURES_OF, INSTANTIATIONS
 
 _DEFAULT_SHARED_BYTES = 48 << 10  # what a launch may ask for without saying so before
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90a")
@@ -70,10 +70,11 @@ def compile_report(arches: Iterable[str] = ARCHITECTURES, files: Iterable[str] |
         files: files in ``kernels/``; default all.
 
     Returns:
-        One entry per instantiation and architecture. If a file fails, each of its entries has the compiler's log.
+        One entry per instantiation and architecture that has it; if a file fails, with the compiler's log in each.
     """
     names = INSTANTIATIONS if files is None else files
-    return [result for arch in arches for file in names for result in _compile_file(file, arch)]
+    jobs = [(file, arch) for arch in arches for file in names if arch in ARCHITECTURES_OF.get(file, (arch,))]
+    return [result for file, arch in jobs for result in _compile_file(file, arch)]
 
 
 @functools.cache

@@ -15,7 +15,17 @@ import numpy as np
 from cupy_engine.batch import AttentionMetadata
 from cupy_engine.device import Array
 from cupy_engine.ops import _compile
-from cupy_engine.ops._instantiations import DECODE_LAYOUTS, PLAIN_ITEMS, PREFILL_LAYOUTS, DecodeLayout
+from cupy_engine.ops._instantiations import (
+    DECODE_LAYOUTS,
+    PLAIN_ITEMS,
+    PREFILL_LAYOUTS,
+    SM90_PREFILL_BLOCK,
+    SM90_PREFILL_KEYS,
+    SM90_PREFILL_ROWS,
+    DecodeLayout,
+    sm90_prefill_expression,
+    sm90_prefill_shared_bytes,
+)
 from cupy_engine.ops._launch import address, check_contiguous, empty, launch, type_name, zeros
 
 _MAX_DECODE_ROWS = 16  # query tokens x heads of a group
@@ -120,17 +130,34 @@ def _launch_plain(q: Array, inputs: np.ndarray) -> None:
 
 def _launch_prefill(q: Array, inputs: np.ndarray, rows: np.ndarray, max_decode_len: int) -> None:
     head_dim = q.shape[2]
-    layout = PREFILL_LAYOUTS[head_dim]
     inputs["min_query_len"], inputs["max_query_len"] = max_decode_len + 1, _INT_MAX
-    num_tiles = int((-(-rows // layout.rows)).sum())
+    num_kv_heads = int(inputs["num_kv_heads"][0])
+    if head_dim in SM90_PREFILL_KEYS and _is_hopper():
+        expression = sm90_prefill_expression(type_name(q), head_dim)
+        grid = (num_kv_heads, _num_tiles(rows, SM90_PREFILL_ROWS))
+        shared_bytes = sm90_prefill_shared_bytes(head_dim)
+        launch("attention_prefill_sm90.cu", expression, grid, SM90_PREFILL_BLOCK, inputs, shared_bytes=shared_bytes)
+        return
+    layout = PREFILL_LAYOUTS[head_dim]
     launch(
         "attention_prefill.cu",
         layout.expression(type_name(q), head_dim),
-        (int(inputs["num_kv_heads"][0]), num_tiles),
+        (num_kv_heads, _num_tiles(rows, layout.rows)),
         32 * layout.warps,
         inputs,
         shared_bytes=layout.shared_bytes(head_dim),
     )
+
+
+def _num_tiles(rows: np.ndarray, rows_per_tile: int) -> int:
+    return int((-(-rows // rows_per_tile)).sum())
+
+
+@functools.cache
+def _is_hopper() -> bool:
+    import cupy
+
+    return str(cupy.cuda.Device().compute_capability) == "90"
 
 
 def _launch_decode(q: Array, inputs: np.ndarray, columns: int, max_decode_len: int) -> None:

@@ -7,6 +7,7 @@ from cupy_engine.ops._instantiations import NORM_ITEMS
 from cupy_engine.ops._launch import check_contiguous, empty, launch, type_name, vector_width
 
 _MAX_THREADS = 512
+_MANY_TOKENS = 1024  # from here on smaller blocks, with more of a row per thread, keep more memory traffic in flight
 
 
 def norm(
@@ -36,7 +37,7 @@ def norm(
     arrays = [array for array in (x, residual, weight, bias, out) if array is not None]
     width = vector_width(hidden, *arrays)
     num_vecs = hidden // width
-    items = _items(width, num_vecs)
+    items = _items(width, num_vecs, _MAX_THREADS // 2 if num_tokens >= _MANY_TOKENS else _MAX_THREADS)
     block = -(-num_vecs // items // 32) * 32
     expression = f"norm<{type_name(x)}, {width}, {items}, {_bool(residual is not None)}, {_bool(center)}>"
     residual = x if residual is None else residual
@@ -45,11 +46,15 @@ def norm(
     return out
 
 
-def _items(width: int, num_vecs: int) -> int:
+def _items(width: int, num_vecs: int, threads: int) -> int:
+    """Vectors per thread: the fewest with which a row fits ``threads`` threads, else the largest block."""
     for items in NORM_ITEMS[width]:
-        if num_vecs <= items * _MAX_THREADS:
+        if num_vecs <= items * threads:
             return items
-    raise ValueError(f"rows of {num_vecs * width} elements are too long: at most {items * _MAX_THREADS * width}")
+    most = NORM_ITEMS[width][-1] * _MAX_THREADS
+    if num_vecs > most:
+        raise ValueError(f"rows of {num_vecs * width} elements are too long: at most {most * width}")
+    return NORM_ITEMS[width][-1]
 
 
 def _bool(value: bool) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from cupy_engine.device import Array
 from cupy_engine.ops import _gemm_table
 from cupy_engine.ops._cublaslt import Algorithm, Matmul, Shape
-from cupy_engine.ops._instantiations import GEMV_BLOCK, GEMV_MAX_ROWS, GEMV_ROWS_PER_BLOCK, vector_widths
+from cupy_engine.ops._instantiations import GEMV_MAX_ROWS, GEMV_ROWS_PER_WARP, GEMV_UNROLL, GEMV_WARPS, vector_widths
 from cupy_engine.ops._launch import address, check_contiguous, empty, launch, type_name
 
 _WORKSPACE_BYTES = 32 << 20
@@ -105,14 +105,14 @@ class _GemvProduct:
 
     def __init__(self, shape: Shape) -> None:
         self._shape = shape
-        self._grid = (-(-shape.n // GEMV_ROWS_PER_BLOCK),)
+        self._grid = (-(-shape.n // (GEMV_WARPS * GEMV_ROWS_PER_WARP)),)
 
     def run(self, x: Array, weight: Array, bias: Array | None, out: Array) -> None:
         shape = self._shape
-        expression = f"gemv<{type_name(x)}, {shape.m}, {type_name(out)}>"
+        expression = f"gemv<{type_name(x)}, {shape.m}, {GEMV_ROWS_PER_WARP}, {GEMV_UNROLL}, {type_name(out)}>"
         bias_or_null = np.uint64(0) if bias is None else bias
         launch(
-            *("gemv.cu", expression, self._grid, GEMV_BLOCK),
+            *("gemv.cu", expression, self._grid, 32 * GEMV_WARPS),
             *(out, x, weight, bias_or_null, shape.n, shape.k, np.int64(shape.stride)),
         )
 

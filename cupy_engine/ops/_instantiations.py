@@ -68,11 +68,13 @@ DECODE_LAYOUTS: dict[tuple[int, bool], tuple[DecodeLayout, ...]] = {
     (80, True): (DecodeLayout(2, 4, 2),),
     (96, False): (DecodeLayout(1, 4, 2),),
     (96, True): (DecodeLayout(2, 4, 2),),
-    (128, False): (DecodeLayout(1, 4, 3), DecodeLayout(1, 4, 2)),
+    (128, False): (DecodeLayout(1, 4, 2),),
     (128, True): (DecodeLayout(2, 4, 2),),
     (256, False): (DecodeLayout(1, 2, 2),),
     (256, True): (DecodeLayout(1, 2, 2),),
 }
+SM90_PREFILL_KEYS = {64: 128, 128: 128, 256: 64}  # head_dim → keys a step
+SM90_PREFILL_ROWS, SM90_PREFILL_BLOCK = 128, 384
 PREFILL_LAYOUTS = {
     64: PrefillLayout(2, 4, 64),
     80: PrefillLayout(2, 4, 64),
@@ -81,12 +83,21 @@ PREFILL_LAYOUTS = {
     256: PrefillLayout(1, 4, 32),
 }
 GEMV_MAX_ROWS = 4
-GEMV_ROWS_PER_BLOCK = 8
-GEMV_BLOCK = 128
+GEMV_WARPS, GEMV_ROWS_PER_WARP, GEMV_UNROLL = 4, 2, 4
 PLAIN_ITEMS = (2, 4, 8)  # elements of a row per lane
 
 _TYPE_WIDTHS = [(t, width) for t in TYPES for width in vector_widths(t)]
 _BOOLS = ("false", "true")
+
+
+def sm90_prefill_expression(type_name: str, head_dim: int) -> str:
+    return f"attention_prefill_sm90<{type_name}, {head_dim}, {SM90_PREFILL_KEYS[head_dim]}>"
+
+
+def sm90_prefill_shared_bytes(head_dim: int) -> int:
+    """Dynamic shared memory: the rows of Q, two stages of K and of V, and room to begin at a multiple of 1024 bytes."""
+    return (SM90_PREFILL_ROWS + 4 * SM90_PREFILL_KEYS[head_dim]) * head_dim * 2 + 1024
+
 
 INSTANTIATIONS: dict[str, tuple[str, ...]] = {
     "norm.cu": tuple(
@@ -120,11 +131,17 @@ INSTANTIATIONS: dict[str, tuple[str, ...]] = {
         *(f"{kernel}<{t}, {width}>" for kernel in ("best_tokens", "draw_tokens") for t, width in _TYPE_WIDTHS),
     ),
     "logprobs.cu": tuple(f"token_logprobs<{t}, {width}>" for t, width in _TYPE_WIDTHS),
+    "attention_prefill_sm90.cu": tuple(
+        sm90_prefill_expression(t, head_dim) for t in HALF_TYPES for head_dim in SM90_PREFILL_KEYS
+    ),
     "gemv.cu": tuple(
-        f"gemv<{t}, {m}, {out}>"
+        f"gemv<{t}, {m}, {GEMV_ROWS_PER_WARP}, {GEMV_UNROLL}, {out}>"
         for t in TYPES
         for m in range(1, GEMV_MAX_ROWS + 1)
         for out in dict.fromkeys((t, "float"))
     ),
     "rope.cu": tuple(f"rope_and_write_kv<{t}, {width}>" for t, width in _TYPE_WIDTHS),
 }
+
+# Files that need one architecture's own instructions; all others are for every architecture.
+ARCHITECTURES_OF = {"attention_prefill_sm90.cu": ("sm_90a",)}

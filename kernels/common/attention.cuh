@@ -64,17 +64,16 @@ __device__ __forceinline__ int64 offset_of_key(const AttentionInputs& in, int bl
 
 /* A position in the concatenation of all sequences' units of work. */
 struct Located {
-    int seq;     // the sequence it lies in
+    int seq;     // the sequence it lies in, or -1 if it lies behind the last unit
     int offset;  // units before it in that sequence
-    int total;   // units of all sequences
 };
 
-/* Finds the unit target_of(total) when sequence s has units_of(s) units. To be called by all threads of the block;
-   all get the same. If target_of(total) >= total, seq is -1. */
-template <typename UnitsOf, typename TargetOf>
-__device__ Located locate(int num_seqs, UnitsOf units_of, TargetOf target_of) {
+/* Finds N positions when sequence s has units_of(s) units: the unit target_of(i, total) for every i < N, total being the
+   units of all sequences, which is returned. To be called by all threads of the block; all get the same. */
+template <int N, typename UnitsOf, typename TargetOf>
+__device__ int locate(Located (&found)[N], int num_seqs, UnitsOf units_of, TargetOf target_of) {
     __shared__ int warp_totals[WARP_SIZE];
-    __shared__ int found[2];
+    __shared__ Located positions[N];
     const int warp = threadIdx.x / WARP_SIZE, lane = threadIdx.x % WARP_SIZE, num_warps = blockDim.x / WARP_SIZE;
     const int share = (num_seqs + blockDim.x - 1) / blockDim.x;
     const int begin = min((int)threadIdx.x * share, num_seqs), end = min(begin + share, num_seqs);
@@ -88,7 +87,7 @@ __device__ Located locate(int num_seqs, UnitsOf units_of, TargetOf target_of) {
         if (lane >= step) before += other;
     }
     if (lane == WARP_SIZE - 1) warp_totals[warp] = before;
-    if (threadIdx.x == 0) found[0] = -1;
+    if (threadIdx.x < N) positions[threadIdx.x] = {-1, 0};
     __syncthreads();
     before -= mine;
     int total = 0;
@@ -97,15 +96,18 @@ __device__ Located locate(int num_seqs, UnitsOf units_of, TargetOf target_of) {
         total += warp_totals[w];
     }
 
-    int rest = target_of(total) - before;
-    if (rest >= 0 && rest < mine) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+        int rest = target_of(i, total) - before;
+        if (rest < 0 || rest >= mine) continue;
         int s = begin;
         for (int units = units_of(s); rest >= units; units = units_of(++s)) rest -= units;
-        found[0] = s;
-        found[1] = rest;
+        positions[i] = {s, rest};
     }
     __syncthreads();
-    return {found[0], found[1], total};
+#pragma unroll
+    for (int i = 0; i < N; ++i) found[i] = positions[i];
+    return total;
 }
 
 /* exp2 arguments from scores: softmax weights are exp2(factor * capped(score) - factor * max). */

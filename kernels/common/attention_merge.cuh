@@ -79,8 +79,7 @@ template <typename T, int D, int COLS>
 __device__ __forceinline__ void merge_if_last(const AttentionInputs& in, const Partials& partials, const Shares& shares,
                                               const Segment& at, float factor) {
     __shared__ bool is_last;
-    const int first_block = shares.owner(at.whole_begin);
-    const int num_parts = shares.owner(at.whole_end - 1) - first_block + 1;
+    const int first_block = at.first_block(shares), num_parts = at.last_block(shares) - first_block + 1;
     int* arrivals = partials.arrivals + at.index;
     __threadfence();
     __syncthreads();

@@ -45,13 +45,27 @@ struct Cursor {
     __device__ __forceinline__ int first_key() const { return unit * UNIT; }
 };
 
-/* How total units are dealt out to blocks: evenly, in order. Blocks without any are the last. */
+/* How total units are dealt out to blocks: evenly, in order. A border that falls one unit beside that of a segment moves
+   onto it, since a split costs about as much as a unit. Blocks left without units do nothing. */
 struct Shares {
     int total, num_blocks;
 
     __device__ __forceinline__ explicit Shares(int total) : total(total), num_blocks(max(1, min(total, (int)gridDim.x))) {}
-    __device__ __forceinline__ int begin(int block) const { return min((int64)total * block / num_blocks, (int64)total); }
-    __device__ __forceinline__ int owner(int unit) const { return (((int64)unit + 1) * num_blocks - 1) / total; }
+
+    /* The first unit of a block's share before borders move; total for blocks that get none. */
+    __device__ __forceinline__ int border(int block) const {
+        return min((int64)total * block / num_blocks, (int64)total);
+    }
+
+    /* How far a border moves that lies `offset` units behind the begin of a segment of `length`. */
+    static __device__ __forceinline__ int move(int offset, int length) {
+        return offset == 1 ? -1 : offset > 0 && offset == length - 1 ? 1 : 0;
+    }
+
+    /* The last block whose border is at or before a unit. */
+    __device__ __forceinline__ int last_block_before(int unit) const {
+        return (((int64)unit + 1) * num_blocks - 1) / total;
+    }
 };
 
 /* The units [begin, end) that a block has of a sequence and head, whose units are [whole_begin, whole_end). */
@@ -68,6 +82,10 @@ struct Segment {
           num_columns(min(columns, in.group() * at.sequence.query_len - first_column)), whole_begin(whole_begin),
           whole_end(whole_begin + at.end_unit - at.begin_unit), begin(begin), end(begin),
           index((int64)at.seq * in.num_kv_heads * column_blocks + at.head), sequence(at.sequence) {}
+
+    /* The blocks that share it, if several do: borders next to its own have moved there. */
+    __device__ __forceinline__ int first_block(const Shares& s) const { return s.last_block_before(whole_begin + 1); }
+    __device__ __forceinline__ int last_block(const Shares& s) const { return s.last_block_before(whole_end - 2); }
 
     __device__ __forceinline__ bool starts_here() const { return begin == whole_begin; }
     __device__ __forceinline__ bool is_whole() const { return begin == whole_begin && end == whole_end; }

@@ -8,6 +8,7 @@ using fp16 = __half;
 using int64 = long long;
 using uint8 = unsigned char;
 using uint32 = unsigned int;
+using uint64 = unsigned long long;
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(bf16 x) { return __bfloat162float(x); }

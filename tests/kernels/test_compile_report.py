@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cupy_engine.ops import _compile
-from cupy_engine.ops._instantiations import INSTANTIATIONS
+from cupy_engine.ops._instantiations import ARCHITECTURES_OF, INSTANTIATIONS
 
 # Spilled registers cost memory traffic. The prefill kernel of head size 128 keeps a few addresses in local memory, read
 # once per 64 keys; nothing else may spill.
@@ -26,6 +26,9 @@ def _needs_nvrtc() -> None:
 @pytest.mark.parametrize("file", sorted(INSTANTIATIONS))
 def test_instantiations_compile_and_stay_in_registers(file: str, arch: str) -> None:
     report = _compile.compile_report([arch], [file])
+    if arch not in ARCHITECTURES_OF.get(file, (arch,)):
+        assert report == []
+        return
     assert [result.error for result in report if result.error] == []
     assert sorted(result.kernel for result in report) == sorted(INSTANTIATIONS[file])
     assert all(result.registers > 0 for result in report)
