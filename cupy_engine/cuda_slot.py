@@ -113,10 +113,11 @@ def _lay_out(lists: TokenLists, record: np.ndarray, context: Sequence[int], voca
 
 def _forbidden(lists: TokenLists, vocab_size: int) -> np.ndarray:
     """[V] bool: never to be drawn; empty if every token may be."""
-    if lists.mask is None and not lists.bad_words.single.size:
-        return np.empty(0, np.bool_)
-    forbidden = _members(lists.bad_words.single, vocab_size)
-    return forbidden if lists.mask is None else forbidden | (lists.mask != 0)
+    if lists.mask is None:
+        return _members(lists.bad_words.single, vocab_size)
+    forbidden: np.ndarray = lists.mask != 0
+    forbidden[lists.bad_words.single] = True
+    return forbidden
 
 
 def _edits(lists: TokenLists) -> np.ndarray:
