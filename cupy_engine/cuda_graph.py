@@ -24,14 +24,22 @@ class GraphSet(Generic[Output]):
 
     Args:
         stream: where graphs are captured and run.
+        prepare: puts harmless inputs for a bucket where the computation reads them.
         compute: enqueues the computation for a bucket and returns its outputs, which stay where they are.
         buckets: batch sizes, ascending.
     """
 
-    def __init__(self, stream: Any, compute: Callable[[int], Output], buckets: list[int]) -> None:
+    def __init__(
+        self,
+        stream: Any,
+        prepare: Callable[[int], None],
+        compute: Callable[[int], Output],
+        buckets: list[int],
+    ) -> None:
         import cupy
 
         self._stream = stream
+        self._prepare = prepare
         self._compute = compute
         self._buckets = buckets
         self._pool = cupy.cuda.MemoryPool()
@@ -42,34 +50,23 @@ class GraphSet(Generic[Output]):
         index = bisect.bisect_left(self._buckets, batch_size)
         return self._buckets[index] if index < len(self._buckets) else None
 
-    def warm_up(self) -> int:
-        """Run the largest bucket once: kernels are compiled, the pool grows. Returns the pool's bytes."""
-        self._run_eagerly(self._buckets[-1])
-        return int(self._pool.total_bytes())
-
     def capture_all(self) -> None:
         """Capture every bucket, largest first, so that the smaller ones find their memory in the pool."""
         for bucket in reversed(self._buckets):
-            self._graph(bucket)
+            self._run_eagerly(bucket)  # compiling, choosing GEMM algorithms, growing the pool may not be captured
+            self._graphs[bucket] = self._capture(bucket)
 
     def launch(self, bucket: int) -> Output:
-        """Replay a bucket's graph, capturing it if it is new; returns its outputs, valid until the next launch."""
-        graph, outputs = self._graph(bucket)
+        """Replay a bucket's graph; returns its outputs, valid until the next launch."""
+        graph, outputs = self._graphs[bucket]
         graph.launch(self._stream)
         return outputs
-
-    def _graph(self, bucket: int) -> tuple[Any, Output]:
-        if bucket not in self._graphs:
-            self._run_eagerly(
-                bucket
-            )  # compiles, chooses GEMM algorithms and grows the pool: none of it may be captured
-            self._graphs[bucket] = self._capture(bucket)
-        return self._graphs[bucket]
 
     def _run_eagerly(self, bucket: int) -> None:
         import cupy
 
         with cupy.cuda.using_allocator(self._pool.malloc), self._stream:
+            self._prepare(bucket)
             self._compute(bucket)
         self._stream.synchronize()
 

@@ -84,7 +84,7 @@ class CudaWorker:
         self._buffers = StepBuffers(largest, max_steps_in_flight + 1)
         self._drawn = device.empty((max_num_seqs,), np.int32)
         self._results = [cupyx.empty_pinned(max_num_seqs, np.int32) for _ in range(max_steps_in_flight + 1)]
-        self.graphs = GraphSet(device.stream, self._decode_bucket, batch_buckets(max_num_seqs))
+        self.graphs = GraphSet(device.stream, self._upload_padding, self._decode_bucket, batch_buckets(max_num_seqs))
 
     def submit(self, plan: StepPlan) -> StepHandle:
         """Enqueue a step."""
@@ -118,6 +118,10 @@ class CudaWorker:
         hidden = self._model.forward(_batch(arrays, step, self._sampler.last_tokens), self._kv_cache)
         if shape.num_draws:
             self._sample(hidden[arrays.logits_rows], arrays)
+
+    def _upload_padding(self, bucket: int) -> None:
+        shape = StepShape.decode(bucket, self._table_width)
+        self._buffers.upload(PackedStep.empty(), shape, self._device.stream)
 
     def _decode_bucket(self, bucket: int) -> Array:
         """Enqueue a decode step of ``bucket`` sequences whose integers are in the buffers; returns its logits."""

@@ -32,6 +32,12 @@ class PackedStep:
     draw_positions: np.ndarray  # [N], position of the token being drawn
     draw_sequences: np.ndarray  # [N], the plan's sequence that draws
 
+    @classmethod
+    def empty(cls) -> PackedStep:
+        """A step of nothing, to be padded."""
+        none = np.zeros(0, np.int32)
+        return cls(none, none, none, np.zeros(1, np.int32), none, none, np.zeros((0, 0), np.int32), *[none] * 5)
+
     @property
     def is_decode(self) -> bool:
         """Every sequence computes one token and draws one."""

@@ -1,0 +1,55 @@
+"""Steps laid out in flat memory, and padded to a batch bucket."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cupy_engine.cuda_graph import batch_buckets
+from cupy_engine.plan import BlockTableWrite, ScheduledSequence, StepPlan
+from cupy_engine.slot_table import PackedStep, SlotTable
+from cupy_engine.step_buffers import StepArrays, StepShape, num_ints
+
+
+def two_decodes() -> PackedStep:
+    slots = SlotTable(num_slots=4, max_blocks_per_sequence=3, block_size=4)
+    slots.write(StepPlan(0, block_table_writes=[BlockTableWrite(0, 0, [7, 8]), BlockTableWrite(2, 0, [3])]))
+    return slots.pack([ScheduledSequence(0, 5, 1, [], [0]), ScheduledSequence(2, 3, 1, [], [2])])
+
+
+def test_exact_layout_gives_the_step_back() -> None:
+    step = two_decodes()
+    shape = StepShape.of(step)
+    arrays = StepArrays.view(np.full(num_ints(shape), -99, np.int32), shape)
+    arrays.fill(step)
+    for name in ("token_ids", "positions", "slot_mapping", "query_start", "context_lens", "block_tables"):
+        assert np.array_equal(getattr(arrays, name), getattr(step, name)), name
+    for name in ("logits_rows", "draw_rows", "draw_slots", "draw_positions"):
+        assert np.array_equal(getattr(arrays, name), getattr(step, name)), name
+
+
+def test_padding_sequences_see_one_key_and_store_and_draw_nothing() -> None:
+    shape = StepShape.decode(num_sequences=4, table_width=3)
+    arrays = StepArrays.view(np.full(num_ints(shape), -99, np.int32), shape)
+    arrays.fill(two_decodes())
+    assert arrays.token_ids.tolist() == [-1, -3, 0, 0]
+    assert arrays.slot_mapping.tolist() == [8 * 4 + 1, 3 * 4 + 3, -1, -1]
+    assert arrays.query_start.tolist() == [0, 1, 2, 3, 4]
+    assert arrays.context_lens.tolist() == [6, 4, 1, 1]
+    assert arrays.draw_slots.tolist() == [0, 2, -1, -1]
+    assert arrays.block_tables[:, 0].tolist() == [7, 3, 0, 0]
+
+
+def test_padding_alone() -> None:
+    shape = StepShape.decode(num_sequences=2, table_width=5)
+    arrays = StepArrays.view(np.full(num_ints(shape), -99, np.int32), shape)
+    arrays.fill(PackedStep.empty())
+    assert arrays.query_start.tolist() == [0, 1, 2]
+    assert arrays.context_lens.tolist() == [1, 1]
+    assert arrays.block_tables.tolist() == [[0] * 5] * 2
+    assert arrays.draw_slots.tolist() == [-1, -1]
+
+
+def test_buckets_end_with_the_largest_batch() -> None:
+    assert batch_buckets(1) == [1]
+    assert batch_buckets(20) == [1, 2, 4, 8, 16, 20]
+    assert batch_buckets(256)[-3:] == [224, 240, 256]
