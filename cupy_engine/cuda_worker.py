@@ -15,13 +15,15 @@ import numpy as np
 from cupy_engine.batch import AttentionMetadata, Batch
 from cupy_engine.cuda_device import CudaDevice
 from cupy_engine.cuda_graph import GraphSet, batch_buckets
-from cupy_engine.cuda_sampler import CudaSampler
+from cupy_engine.cuda_sampler import NO_LOGPROBS, CudaSampler, logprob_records
 from cupy_engine.device import Array
 from cupy_engine.executor import FailedStep, StepHandle
 from cupy_engine.kv_cache import KVCache
+from cupy_engine.messages import TokenLogprobs
 from cupy_engine.model_registry import CausalLM
 from cupy_engine.ops.last_tokens import take_last_tokens
 from cupy_engine.plan import StepError, StepPlan, StepResult
+from cupy_engine.prompt_scores import PromptScores
 from cupy_engine.sampler import NOT_FINITE, NOTHING_ALLOWED
 from cupy_engine.slot_table import PackedStep, SlotTable
 from cupy_engine.step_buffers import StepArrays, StepBuffers, StepShape
@@ -31,12 +33,27 @@ _NO_TOKEN = {-1: StepError(NOT_FINITE, "internal"), -2: StepError(NOTHING_ALLOWE
 
 
 @dataclass(slots=True)
+class PendingLogprobs:
+    """Log-probabilities on their way to pinned memory; shapes as :func:`logprob_records` wants them."""
+
+    num_top: np.ndarray
+    ids: np.ndarray
+    logprobs: np.ndarray
+    ranks: np.ndarray
+
+    def records(self) -> list[TokenLogprobs | None]:
+        return logprob_records(self.num_top, self.ids, self.logprobs, self.ranks)
+
+
+@dataclass(slots=True)
 class CudaStep:
     """A step under way on the GPU."""
 
     step_id: int
     draw_sequences: np.ndarray  # [N]
-    token_ids: np.ndarray  # [N] int32, pinned; valid after the event
+    token_ids: np.ndarray  # [N] int32, pinned; valid after the event, as are the log-probabilities
+    logprobs: PendingLogprobs | None
+    prompt_logprobs: dict[int, list[TokenLogprobs]]
     done: Any  # event
 
     def result(self) -> StepResult:
@@ -46,7 +63,10 @@ class CudaStep:
             int(self.draw_sequences[i]): _NO_TOKEN[token_id] for i, token_id in enumerate(token_ids) if token_id < 0
         }
         drawn = [max(token_id, 0) for token_id in token_ids]
-        return StepResult(self.step_id, drawn, [None] * len(drawn), errors=errors)
+        logprobs: list[TokenLogprobs | None] = [None] * len(drawn)
+        if self.logprobs is not None:
+            logprobs = self.logprobs.records()
+        return StepResult(self.step_id, drawn, logprobs, self.prompt_logprobs, errors)
 
 
 class CudaWorker:
@@ -79,6 +99,7 @@ class CudaWorker:
         self._kv_cache = kv_cache
         self._sampler = sampler
         self._slots = slots
+        self._prompt_scores = PromptScores(model, sampler)
         self._table_width = table_width
         largest = StepShape(max_num_tokens, max_num_seqs, table_width, max_num_seqs, max_num_seqs)
         self._buffers = StepBuffers(largest, max_steps_in_flight + 1)
@@ -96,28 +117,51 @@ class CudaWorker:
 
     def _submit(self, plan: StepPlan) -> CudaStep:
         move_blocks(plan, self._kv_cache)
-        for setup in plan.slot_setups:
-            self._sampler.set_slot(setup)
-        self._slots.write(plan)
-        self._sampler.flush(self._device.stream)
+        self._seat(plan)
         if not plan.sequences:
-            return self._finish(plan.step_id, np.empty(0, np.int32))
+            return self._finish(plan.step_id, np.empty(0, np.int32), None, {})
         step = self._slots.pack(plan.sequences)
         bucket = self.graphs.bucket(len(step.draw_slots)) if step.is_decode else None
+        prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
         if bucket is None:
-            self._run_eagerly(step)
+            shape = StepShape.of(step)
+            hidden, logits = self._run_eagerly(step, shape)
+            prompt_logprobs = self._prompt_scores.of_step(plan, hidden)
         else:
-            self._buffers.upload(step, StepShape.decode(bucket, self._table_width), self._device.stream)
-            self.graphs.launch(bucket)
-        return self._finish(plan.step_id, step.draw_sequences)
+            shape = StepShape.decode(bucket, self._table_width)
+            self._buffers.upload(step, shape, self._device.stream)
+            logits = self.graphs.launch(bucket)
+        logprobs = self._logprobs(step, shape, logits)
+        return self._finish(plan.step_id, step.draw_sequences, logprobs, prompt_logprobs)
 
-    def _run_eagerly(self, step: PackedStep) -> None:
-        shape = StepShape.of(step)
+    def _seat(self, plan: StepPlan) -> None:
+        for setup in plan.slot_setups:
+            self._sampler.set_slot(setup)
+        self._prompt_scores.note(plan.slot_setups)
+        self._slots.write(plan)
+        self._sampler.flush(self._device.stream)
+
+    def _run_eagerly(self, step: PackedStep, shape: StepShape) -> tuple[Array, Array | None]:
+        """Enqueue any step, launch by launch; returns its hidden states and, if any token is drawn, logits."""
         self._buffers.upload(step, shape, self._device.stream)
         arrays = StepArrays.view(self._buffers.memory, shape)
         hidden = self._model.forward(_batch(arrays, step, self._sampler.last_tokens), self._kv_cache)
-        if shape.num_draws:
-            self._sample(hidden[arrays.logits_rows], arrays)
+        return hidden, self._sample(hidden[arrays.logits_rows], arrays) if shape.num_draws else None
+
+    def _logprobs(self, step: PackedStep, shape: StepShape, logits: Array | None) -> PendingLogprobs | None:
+        """Enqueue log-probabilities for the draws that ask, and their copy to the host."""
+        num_top, stream = self._sampler.num_top_logprobs(step.draw_slots), self._device.stream
+        if logits is None or not (num_top != NO_LOGPROBS).any():
+            return None
+        num_draws, width = len(num_top), 1 + int(num_top.max())
+        rows = StepArrays.view(self._buffers.memory, shape).draw_rows[:num_draws]
+        arrays = (
+            self._device.empty((num_draws, width), np.int32),
+            self._device.empty((num_draws, width), np.float32),
+            self._device.empty((num_draws,), np.int32),
+        )
+        self._sampler.logprobs(logits, rows, self._drawn[:num_draws], width - 1, *arrays)
+        return PendingLogprobs(num_top, *(_fetch(array, stream) for array in arrays))
 
     def _upload_padding(self, bucket: int) -> None:
         shape = StepShape.decode(bucket, self._table_width)
@@ -138,7 +182,13 @@ class CudaWorker:
         self._sampler.sample(logits, arrays.draw_rows, arrays.draw_slots, arrays.draw_positions, drawn)
         return logits
 
-    def _finish(self, step_id: int, draw_sequences: np.ndarray) -> CudaStep:
+    def _finish(
+        self,
+        step_id: int,
+        draw_sequences: np.ndarray,
+        logprobs: PendingLogprobs | None,
+        prompt_logprobs: dict[int, list[TokenLogprobs]],
+    ) -> CudaStep:
         """Enqueue the copy of the tokens to the host."""
         import cupy
 
@@ -149,7 +199,15 @@ class CudaWorker:
             cupy.cuda.runtime.memcpyAsync(token_ids.ctypes.data, self._drawn.data.ptr, 4 * num_draws, kind, stream.ptr)
         done = cupy.cuda.Event(disable_timing=True)
         done.record(stream)
-        return CudaStep(step_id, draw_sequences, token_ids, done)
+        return CudaStep(step_id, draw_sequences, token_ids, logprobs, prompt_logprobs, done)
+
+
+def _fetch(array: Array, stream: Any) -> np.ndarray:
+    import cupyx
+
+    pinned: np.ndarray = cupyx.empty_pinned(array.shape, array.dtype)
+    array.get(stream=stream, out=pinned, blocking=False)
+    return pinned
 
 
 def _batch(arrays: StepArrays, step: PackedStep, last_tokens: Array) -> Batch:

@@ -7,14 +7,12 @@ import numpy as np
 from cupy_engine.batch import AttentionMetadata, Batch
 from cupy_engine.device import Array
 from cupy_engine.kv_cache import KVCache
-from cupy_engine.messages import TokenLogprobs
 from cupy_engine.model_registry import CausalLM
 from cupy_engine.ops.last_tokens import take_last_tokens
-from cupy_engine.plan import SlotSetup, StepError, StepPlan, StepResult
+from cupy_engine.plan import StepError, StepPlan, StepResult
+from cupy_engine.prompt_scores import PromptScores
 from cupy_engine.sampler import NOTHING_ALLOWED, Sampler
 from cupy_engine.slot_table import PackedStep, SlotTable
-
-_PROMPT_LOGPROB_ROWS = 256  # logits rows at a time: [256, vocab] float32
 
 
 class Worker:
@@ -26,7 +24,7 @@ class Worker:
         self._sampler = sampler
         self._slots = slots
         self._last_tokens = np.zeros(num_slots, np.int32)
-        self._setups: dict[int, SlotSetup] = {}
+        self._prompt_scores = PromptScores(model, sampler)
 
     def run(self, plan: StepPlan) -> StepResult:
         """Move blocks, seat sequences, compute, draw."""
@@ -38,13 +36,13 @@ class Worker:
         batch = self._batch(step)
         hidden = self._model.forward(batch, self._kv_cache)
         result = self._draw(plan, step, hidden[batch.logits_rows])
-        result.prompt_logprobs = self._prompt_logprobs(plan, hidden)
+        result.prompt_logprobs = self._prompt_scores.of_step(plan, hidden)
         return result
 
     def _seat(self, plan: StepPlan) -> None:
         for setup in plan.slot_setups:
             self._sampler.set_slot(setup)
-            self._setups[setup.slot] = setup
+        self._prompt_scores.note(plan.slot_setups)
         self._slots.write(plan)
 
     def _batch(self, step: PackedStep) -> Batch:
@@ -69,27 +67,6 @@ class Worker:
         self._last_tokens[step.draw_slots] = drawn.token_ids
         errors = {int(step.draw_sequences[i]): _step_error(message) for i, message in drawn.errors.items()}
         return StepResult(plan.step_id, drawn.token_ids.tolist(), drawn.logprobs, errors=errors)
-
-    def _prompt_logprobs(self, plan: StepPlan, hidden: Array) -> dict[int, list[TokenLogprobs]]:
-        found: dict[int, list[TokenLogprobs]] = {}
-        first_row = 0
-        for plan_index, s in enumerate(plan.sequences):
-            if s.num_prompt_logprobs is not None:
-                setup = self._setups[s.slot]
-                last = min(s.start + s.num_tokens, setup.num_prompt_tokens - 1)
-                next_ids = np.array(setup.token_ids[s.start + 1 : last + 1], np.int32)
-                rows = hidden[first_row : first_row + len(next_ids)]
-                found[plan_index] = self._logprobs_of(rows, next_ids, s.num_prompt_logprobs)
-            first_row += s.num_tokens
-        return found
-
-    def _logprobs_of(self, hidden: Array, token_ids: np.ndarray, num_top: int) -> list[TokenLogprobs]:
-        logprobs: list[TokenLogprobs] = []
-        for start in range(0, len(token_ids), _PROMPT_LOGPROB_ROWS):
-            part = slice(start, start + _PROMPT_LOGPROB_ROWS)
-            logits = self._model.compute_logits(hidden[part])
-            logprobs.extend(self._sampler.prompt_logprobs(logits, token_ids[part], num_top))
-        return logprobs
 
 
 def move_blocks(plan: StepPlan, kv_cache: KVCache) -> None:
