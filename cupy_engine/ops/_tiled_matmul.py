@@ -22,29 +22,27 @@ from cupy_engine.ops._crew import crew, even_cuts
 from cupy_engine.ops._vector_product import vector_product
 
 MAX_TILE_WORK = 1_000_000  # multiply-adds; above, OpenBLAS uses its packing kernels
-_BLOCK, _MIN_BLOCK, _MAX_BLOCK = 16, 8, 32  # rows of x in a tile
+_BLOCK, _MAX_BLOCK = 16, 32  # rows of x in a tile
 _GROUP_ROWS = 128  # rows of x in one call
 _MIN_SLAB, _MAX_SLAB, _SLAB_STEP = 32, 192, 16  # rows of weight in a tile
+_MAX_FEATURES = MAX_TILE_WORK // (_BLOCK * _MIN_SLAB)  # more are added up in parts
 _MIN_WEIGHT_SIZE = 1 << 18  # elements; below, handing over to another thread costs more than it saves
 
 
 def matmul_transposed(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """``x @ weight.T`` for float32 [T, K] and [N, K]."""
-    num_rows, num_features = x.shape
-    if num_rows == 1:
+    if len(x) == 1:
         return vector_product(weight, x[0])[None]
-    widest_block = min(_MAX_BLOCK, MAX_TILE_WORK // (_MIN_SLAB * num_features))
-    is_tiled = num_rows > 1 and weight.size >= _MIN_WEIGHT_SIZE and widest_block >= _MIN_BLOCK and has_avx512()
-    if not is_tiled:
-        return np.asarray(np.matmul(x, weight.T))
-    return _matmul_in_tiles(x, weight, num_rows if num_rows <= widest_block else min(_BLOCK, widest_block))
+    if len(x) and weight.size >= _MIN_WEIGHT_SIZE and has_avx512():
+        return _matmul_in_tiles(x, weight)
+    return np.asarray(np.matmul(x, weight.T))
 
 
-def _matmul_in_tiles(x: np.ndarray, weight: np.ndarray, block: int) -> np.ndarray:
+def _matmul_in_tiles(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     num_rows, num_features = x.shape
-    slab = _slab_rows(len(weight), block * num_features)
-    num_slabs = len(weight) // slab
-    slabs = weight[: num_slabs * slab].reshape(num_slabs, 1, slab, num_features)
+    first, *others = even_cuts(num_features, -(-num_features // _MAX_FEATURES))
+    widest_block = min(_MAX_BLOCK, MAX_TILE_WORK // (_MIN_SLAB * first.stop))
+    block = num_rows if num_rows <= widest_block else _BLOCK
     groups = _groups(num_rows, block)
     blocks_of: dict[int, np.ndarray] = {}
     out = np.empty((num_rows, len(weight)), np.float32)
@@ -54,26 +52,33 @@ def _matmul_in_tiles(x: np.ndarray, weight: np.ndarray, block: int) -> np.ndarra
         blocks = x[rows].reshape(-1, min(block, rows.stop - rows.start), num_features)
         blocks_of[rows.start] = np.ascontiguousarray(blocks.transpose(0, 2, 1))
 
-    def multiply(share: slice) -> None:
-        columns = slice(share.start * slab, share.stop * slab)
+    def multiply(outputs: slice, slab: int) -> None:
+        slabs = weight[outputs].reshape(-1, 1, slab, num_features)
         for rows in groups:
             blocks = blocks_of[rows.start]
-            tiles = np.matmul(slabs[share], blocks)  # [slabs, blocks, slab, block]
-            by_block = out[rows, columns].reshape(len(blocks), -1, len(tiles), slab)  # [blocks, block, slabs, slab]
+            tiles = np.matmul(slabs[..., first], blocks[:, first])  # [slabs, blocks, slab, block]
+            for part in others:
+                tiles += np.matmul(slabs[..., part], blocks[:, part])
+            by_block = out[rows, outputs].reshape(len(blocks), -1, len(slabs), slab)  # [blocks, block, slabs, slab]
             by_block[...] = tiles.transpose(1, 3, 0, 2)
 
     crew().run(transpose, [(rows,) for rows in groups])
-    crew().run(multiply, [(share,) for share in even_cuts(num_slabs, crew().num_threads)])
-    if num_slabs * slab < len(weight):
-        np.matmul(x, weight[num_slabs * slab :].T, out=out[:, num_slabs * slab :])
+    crew().run(multiply, _shares(len(weight), block * first.stop))
     return out
 
 
-def _slab_rows(num_outputs: int, block_work: int) -> int:
-    # As few slabs as keep tiles small, but as many for one thread as for another.
+def _shares(num_outputs: int, block_work: int) -> list[tuple[slice, int]]:
+    # Outputs and the height of the slabs they are cut into: as few slabs as keep tiles small, as many for one thread as
+    # for another, and what is left over as a lower one.
+    num_threads = crew().num_threads
     widest = min(_MAX_SLAB, MAX_TILE_WORK // block_work // _SLAB_STEP * _SLAB_STEP)
-    num_slabs = -(-num_outputs // (widest * crew().num_threads)) * crew().num_threads
-    return -(-num_outputs // (num_slabs * _SLAB_STEP)) * _SLAB_STEP
+    wanted_slabs = -(-num_outputs // (widest * num_threads)) * num_threads
+    slab = -(-num_outputs // (wanted_slabs * _SLAB_STEP)) * _SLAB_STEP
+    num_slabs = num_outputs // slab
+    cuts = [cut for cut in even_cuts(num_slabs, num_threads) if cut.start < cut.stop]
+    shares = [(slice(cut.start * slab, cut.stop * slab), slab) for cut in cuts]
+    left_over = num_outputs - num_slabs * slab
+    return shares + ([(slice(num_slabs * slab, num_outputs), left_over)] if left_over else [])
 
 
 def _groups(num_rows: int, block: int) -> list[slice]:

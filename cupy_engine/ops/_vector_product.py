@@ -15,7 +15,7 @@ from cupy_engine.ops._crew import crew
 
 _MAX_LONE_SIZE = 400_000  # elements of a weight that OpenBLAS reads in the calling thread
 _ROW_STEP = 16  # parts of whole kernel steps give the same sums as the whole
-_SLOW_BYTES_PER_S = 4e9  # a machine's memory is several times as fast
+_SLOW_BYTES_PER_S = 2e9  # a machine's memory is several times as fast
 _PRODUCTS_TO_AVOID = 256  # about two steps of a small model
 
 
