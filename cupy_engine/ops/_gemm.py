@@ -16,7 +16,7 @@ import numpy as np
 from cupy_engine.device import Array
 from cupy_engine.ops import _gemm_table
 from cupy_engine.ops._cublaslt import Algorithm, Matmul, Shape
-from cupy_engine.ops._instantiations import GEMV_MAX_ROWS, GEMV_ROWS_PER_WARP, GEMV_UNROLL, GEMV_WARPS, vector_widths
+from cupy_engine.ops._instantiations import GEMV_ROWS_PER_WARP, GEMV_UNROLL, GEMV_WARPS, vector_widths
 from cupy_engine.ops._launch import address, check_contiguous, empty, launch, type_name
 
 _WORKSPACE_BYTES = 32 << 20
@@ -64,9 +64,8 @@ class Product(Protocol):
 @functools.lru_cache(maxsize=4096)
 def product(shape: Shape, alignment: int) -> Product:
     """The way to compute a shape, for arrays and rows aligned to ``alignment`` bytes."""
-    can_use_gemv = alignment == _ALIGNMENT and _gemv_computes(shape)
     known = _gemm_table.table().get(shape) if alignment == _ALIGNMENT else None
-    if can_use_gemv and (known == _GEMV or (known is None and shape.m == 1)):
+    if known == _GEMV and _gemv_computes(shape):
         return _GemvProduct(shape)
     descriptors = Matmul(shape)
     if known is not None and known != _GEMV:
@@ -105,11 +104,12 @@ class _GemvProduct:
 
     def __init__(self, shape: Shape) -> None:
         self._shape = shape
-        self._grid = (-(-shape.n // (GEMV_WARPS * GEMV_ROWS_PER_WARP)),)
+        self._rows_per_warp = GEMV_ROWS_PER_WARP[shape.m]
+        self._grid = (-(-shape.n // (GEMV_WARPS * self._rows_per_warp)),)
 
     def run(self, x: Array, weight: Array, bias: Array | None, out: Array) -> None:
         shape = self._shape
-        expression = f"gemv<{type_name(x)}, {shape.m}, {GEMV_ROWS_PER_WARP}, {GEMV_UNROLL}, {type_name(out)}>"
+        expression = f"gemv<{type_name(x)}, {shape.m}, {self._rows_per_warp}, {GEMV_UNROLL}, {type_name(out)}>"
         bias_or_null = np.uint64(0) if bias is None else bias
         launch(
             *("gemv.cu", expression, self._grid, 32 * GEMV_WARPS),
@@ -121,7 +121,7 @@ def _gemv_computes(shape: Shape) -> bool:
     width = vector_widths(shape.dtype)[1]
     is_aligned = shape.k % width == 0 and shape.stride % width == 0
     has_kernel = shape.out_dtype == shape.dtype or (shape.out_dtype == "float32" and not shape.has_bias)
-    return shape.m <= GEMV_MAX_ROWS and is_aligned and has_kernel
+    return shape.m in GEMV_ROWS_PER_WARP and is_aligned and has_kernel
 
 
 def _shape(x: Array, weight: Array, bias: Array | None, out: Array) -> Shape:

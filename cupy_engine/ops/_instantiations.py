@@ -82,8 +82,8 @@ PREFILL_LAYOUTS = {
     128: PrefillLayout(2, 4, 64),
     256: PrefillLayout(1, 4, 32),
 }
-GEMV_MAX_ROWS = 4
-GEMV_WARPS, GEMV_ROWS_PER_WARP, GEMV_UNROLL = 4, 2, 4
+GEMV_WARPS, GEMV_UNROLL = 4, 4
+GEMV_ROWS_PER_WARP = {1: 1, 2: 1, 3: 2, 4: 2}  # rows of x → rows of weight
 PLAIN_ITEMS = (2, 4, 8)  # elements of a row per lane
 
 _TYPE_WIDTHS = [(t, width) for t in TYPES for width in vector_widths(t)]
@@ -135,9 +135,9 @@ INSTANTIATIONS: dict[str, tuple[str, ...]] = {
         sm90_prefill_expression(t, head_dim) for t in HALF_TYPES for head_dim in SM90_PREFILL_KEYS
     ),
     "gemv.cu": tuple(
-        f"gemv<{t}, {m}, {GEMV_ROWS_PER_WARP}, {GEMV_UNROLL}, {out}>"
+        f"gemv<{t}, {m}, {rows}, {GEMV_UNROLL}, {out}>"
         for t in TYPES
-        for m in range(1, GEMV_MAX_ROWS + 1)
+        for m, rows in GEMV_ROWS_PER_WARP.items()
         for out in dict.fromkeys((t, "float"))
     ),
     "rope.cu": tuple(f"rope_and_write_kv<{t}, {width}>" for t, width in _TYPE_WIDTHS),

@@ -74,6 +74,12 @@ template <int N, typename UnitsOf, typename TargetOf>
 __device__ int locate(Located (&found)[N], int num_seqs, UnitsOf units_of, TargetOf target_of) {
     __shared__ int warp_totals[WARP_SIZE];
     __shared__ Located positions[N];
+    if (num_seqs == 1) {
+        const int total = units_of(0);
+#pragma unroll
+        for (int i = 0; i < N; ++i) found[i] = {target_of(i, total) < total ? 0 : -1, target_of(i, total)};
+        return total;
+    }
     const int warp = threadIdx.x / WARP_SIZE, lane = threadIdx.x % WARP_SIZE, num_warps = blockDim.x / WARP_SIZE;
     const int share = (num_seqs + blockDim.x - 1) / blockDim.x;
     const int begin = min((int)threadIdx.x * share, num_seqs), end = min(begin + share, num_seqs);
