@@ -46,9 +46,7 @@ def paged_attention(
         mixed = paged_attention(q, k_cache, v_cache, batch.attention, head_dim**-0.5)
     """
     if not isinstance(q, np.ndarray):
-        return _cuda_attention.paged_attention(
-            q, k_cache, v_cache, metadata, scale, sliding_window, soft_cap, out
-        )
+        return _cuda_attention.paged_attention(q, k_cache, v_cache, metadata, scale, sliding_window, soft_cap, out)
     out = np.empty(q.shape, q.dtype) if out is None else out
     attend(q, k_cache, v_cache, metadata, np.float32(scale), sliding_window, soft_cap, out)
     return out
