@@ -105,6 +105,10 @@ __device__ __forceinline__ void produce(const AttentionInputs& in, const QueryTi
     }
 }
 
+/* The two computing warpgroups take turns at the tensor cores, so that one's softmax falls into the other's products. */
+__device__ __forceinline__ void await_turn(int warpgroup) { named_barrier_sync(1 + warpgroup, 2 * GROUP_THREADS); }
+__device__ __forceinline__ void give_turn(int warpgroup) { named_barrier_arrive(1 + warpgroup, 2 * GROUP_THREADS); }
+
 /* Begins S = Q K' of a warpgroup's rows. */
 template <typename T, int D, int KEYS>
 __device__ __forceinline__ void begin_scores(float (&scores)[KEYS / 8][4], uint32 queries, uint32 keys) {
@@ -139,7 +143,7 @@ __device__ __forceinline__ void begin_outputs(float (&out)[D / 8][4], const uint
 }
 
 /* Warpgroups 1 and 2. */
-template <typename T, int D, int KEYS, typename L>
+template <typename T, int D, int KEYS, bool TURNS, typename L>
 __device__ __forceinline__ void consume(const AttentionInputs& in, const QueryTile& tile, const Steps& steps,
                                         uint32 shared, const Pipeline& k_pipeline, const Pipeline& v_pipeline) {
     const int warpgroup = __shfl_sync(FULL_WARP, threadIdx.x / GROUP_THREADS - 1, 0);  // so that operands are uniform
@@ -168,6 +172,7 @@ __device__ __forceinline__ void consume(const AttentionInputs& in, const QueryTi
                 weights[k][i] = pack<T>(scores[0][2 * k + i / 2][i % 2 * 2], scores[0][2 * k + i / 2][i % 2 * 2 + 1]);
     };
 
+    if (TURNS && warpgroup == 1) give_turn(0);
     k_pipeline.wait_full(0);
     begin_scores<T, D, KEYS>(scores[0], queries, shared + L::K_OFFSET);
     wgmma_wait<0>();
@@ -177,9 +182,11 @@ __device__ __forceinline__ void consume(const AttentionInputs& in, const QueryTi
     round_weights();
     for (int step = 1; step < steps.count; ++step) {
         k_pipeline.wait_full(step);
+        if (TURNS) await_turn(warpgroup);
         begin_scores<T, D, KEYS>(scores[0], queries, shared + L::K_OFFSET + step % STAGES * L::KEY_BYTES);
         v_pipeline.wait_full(step - 1);
         begin_outputs<T, D, KEYS>(softmax.out[0], weights, shared + L::V_OFFSET + (step - 1) % STAGES * L::KEY_BYTES);
+        if (TURNS) give_turn(1 - warpgroup);
         wgmma_wait<1>();
         pin(scores[0]);
         k_pipeline.signal_empty(step);
@@ -199,7 +206,7 @@ __device__ __forceinline__ void consume(const AttentionInputs& in, const QueryTi
     softmax.template store_to<T>(in, tile, warp_row);
 }
 
-template <typename T, int D, int KEYS>
+template <typename T, int D, int KEYS, bool TURNS>
 __global__ void __launch_bounds__(THREADS, 1) attention_prefill_sm90(AttentionInputs in) {
     using L = Layout<D, KEYS>;
     __shared__ uint64 barriers[2][2 * STAGES];
@@ -218,6 +225,6 @@ __global__ void __launch_bounds__(THREADS, 1) attention_prefill_sm90(AttentionIn
         produce<T, D, KEYS, L>(in, tile, steps, shared, k_pipeline, v_pipeline);
     } else {
         claim_registers<232>();
-        consume<T, D, KEYS, L>(in, tile, steps, shared, k_pipeline, v_pipeline);
+        consume<T, D, KEYS, TURNS, L>(in, tile, steps, shared, k_pipeline, v_pipeline);
     }
 }

@@ -113,6 +113,15 @@ __device__ __forceinline__ void barrier_wait(uint32 barrier, uint32 parity) {
     while (!is_complete);
 }
 
+/* Barriers by number, 1 to 15, among `threads` threads: those that wait and those that only arrive. */
+__device__ __forceinline__ void named_barrier_sync(int number, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
+__device__ __forceinline__ void named_barrier_arrive(int number, int threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
 /* Registers per thread from here on, for a whole warpgroup: fewer, or more once others have released them. */
 template <int COUNT>
 __device__ __forceinline__ void release_registers() {
