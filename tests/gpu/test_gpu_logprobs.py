@@ -15,8 +15,9 @@ from cupy_engine.messages import TokenLogprobs
 pytestmark = pytest.mark.gpu
 
 
-def assert_close(records: list[Any], expected: list[TokenLogprobs | None]) -> None:
-    """The same tokens and ranks; values within the rounding of float32."""
+def assert_close(records: list[Any], expected: list[TokenLogprobs | None], largest_logit: float = 40.0) -> None:
+    """The same tokens and ranks; values within the reference's rounding, that of its float32 logits."""
+    tolerance = 1e-7 * largest_logit
     assert len(records) == len(expected)
     for record, reference in zip(records, expected, strict=True):
         if record is None or reference is None:
@@ -26,7 +27,7 @@ def assert_close(records: list[Any], expected: list[TokenLogprobs | None]) -> No
         assert [token for token, _ in record.top] == [token for token, _ in reference.top]
         values = [record.logprob, *(value for _, value in record.top)]
         assert values == pytest.approx(
-            [reference.logprob, *(value for _, value in reference.top)], rel=3e-7, abs=3e-6, nan_ok=True
+            [reference.logprob, *(value for _, value in reference.top)], rel=3e-7, abs=tolerance, nan_ok=True
         )
 
 
@@ -53,7 +54,7 @@ def test_the_most_likely_may_be_hopeless(rng: np.random.Generator) -> None:
     pair = SamplerPair(1, 3000)
     with pair.device.use():
         records = pair.gpu.prompt_logprobs(to_gpu(logits), np.array([2, 5], np.int32), 20)
-    assert_close(records, pair.reference.prompt_logprobs(logits, np.array([2, 5]), 20))
+    assert_close(records, pair.reference.prompt_logprobs(logits, np.array([2, 5]), 20), 500.0)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
