@@ -8,7 +8,7 @@ from itertools import product
 HALF_TYPES = ("bf16", "fp16")
 TYPES = ("float", *HALF_TYPES)
 
-NORM_ITEMS = {1: (4, 32), 4: (1, 2, 4, 8), 8: (1, 2, 4)}  # vector width → vectors a thread may hold
+NORM_ITEMS = {1: (4, 16), 4: (1, 2, 4, 8), 8: (1, 2, 4)}  # vector width → vectors a thread may hold
 ACTIVATIONS = ("Silu", "QuickGelu", "Gelu", "GeluTanh", "Relu", "SquaredRelu")
 GATED_ACTIVATIONS = ("Silu", "Gelu", "GeluTanh")
 

