@@ -37,7 +37,7 @@ def sampling_calls() -> Iterator[tuple[str, str, list[Callable[[], Any]], float]
             for settings_name, settings in _SETTINGS.items():
                 sampler, integers = _seated(num_draws, settings)
                 case = f"{num_draws} x {_VOCAB_SIZE} {type_name}, {settings_name}"
-                launches = [partial(sampler.sample, logits, *integers) for logits in rows]
+                launches: list[Callable[[], Any]] = [partial(sampler.sample, logits, *integers) for logits in rows]
                 yield "sample", case, launches, _num_bytes(num_draws, dtype)
             yield "token_logprobs", f"{num_draws} x {_VOCAB_SIZE} {type_name}, 20", *_logprobs(rows, num_draws, dtype)
 
