@@ -1,6 +1,6 @@
 """The GPU kernels beside their limits: GB/s beside a device copy, TFLOP/s beside a large cuBLASLt product.
 
-    python bench/kernels.py [--only attention] [--json]
+    python -m cupy_engine.bench.kernels [--only decode prefill] [--json]
 
 Every case runs over several sets of inputs, together larger than the L2 cache, as one captured graph; the time is the
 median over replays between two events.
@@ -20,6 +20,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from cupy_engine.bench.sampling_kernels import sampling_calls
 
 from cupy_engine.batch import AttentionMetadata
 from cupy_engine.device import Array
@@ -31,6 +32,8 @@ from cupy_engine.ops.embedding import embedding
 from cupy_engine.ops.kv_cache import copy_blocks
 from cupy_engine.ops.norm import add_rms_norm, rms_norm
 from cupy_engine.ops.rope import rope_and_write_kv
+
+from .sampling_kernels import sampling_calls
 
 BFLOAT16: Any = ml_dtypes.bfloat16
 BLOCK_SIZE = 16
@@ -252,11 +255,18 @@ def product_cases() -> Iterator[Case]:
                 yield Case(name, f"{m} x {n} x {k}", launches, num_bytes, num_flops)
 
 
+def sampling_cases() -> Iterator[Case]:
+    """Draws and log-probabilities; the bytes are those of the logits, read once."""
+    for name, case, launches, num_bytes in sampling_calls():
+        yield Case(name, case, launches, num_bytes)
+
+
 FAMILIES = {
     "elementwise": elementwise_cases,
     "decode": decode_cases,
     "prefill": prefill_cases,
     "products": product_cases,
+    "sampling": sampling_cases,
 }
 
 
