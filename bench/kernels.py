@@ -20,7 +20,6 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from cupy_engine.bench.sampling_kernels import sampling_calls
 
 from cupy_engine.batch import AttentionMetadata
 from cupy_engine.device import Array
