@@ -24,7 +24,7 @@ _MAX_PIECE_ROWS = 64  # queries times query heads per key head
 class DecodeGroup:
     """n sequences with one query each, whose keys span at most m blocks."""
 
-    rows: np.ndarray  # [n] rows of q
+    rows: np.ndarray | slice  # [n] rows of q
     blocks: np.ndarray  # [n, m] block ids, padded with any valid id
     keys: slice  # which of the m * block_size gathered keys any sequence sees
     mask: np.ndarray | None  # [n, 1, 1, keys] float32, -inf on keys out of sight; None if all are seen
@@ -122,18 +122,27 @@ def _similar(num_blocks: np.ndarray, block_size: int) -> list[np.ndarray]:
     return groups
 
 
-def _decode_group(rows: np.ndarray, tables: np.ndarray, spans: _KeySpans, block_size: int) -> DecodeGroup:
+def _decode_group(row_ids: np.ndarray, tables: np.ndarray, spans: _KeySpans, block_size: int) -> DecodeGroup:
     num_blocks = int(spans.num_blocks.max())
     columns = np.minimum(spans.first_block[:, None] + np.arange(num_blocks), tables.shape[1] - 1)
     blocks = np.take_along_axis(tables, columns, axis=1)
     begin, end = spans.first - spans.first_block * block_size, spans.last - spans.first_block * block_size
     keys = slice(int(begin.min()), int(end.max()))
+    rows = _as_slice(row_ids)
     positions = np.arange(keys.start, keys.stop)
     is_unseen = (positions < begin[:, None]) | (positions >= end[:, None])
     if not is_unseen.any():
         return DecodeGroup(rows, blocks, keys, None, None)
     mask = np.where(is_unseen, np.float32(-np.inf), np.float32(0))[:, None, None]
     return DecodeGroup(rows, blocks, keys, mask, np.nonzero(is_unseen))
+
+
+def _as_slice(rows: np.ndarray) -> np.ndarray | slice:
+    # Consecutive rows as a slice, which is faster to index with.
+    first, last = int(rows[0]), int(rows[-1])
+    if last - first == len(rows) - 1 and (rows[1:] > rows[:-1]).all():
+        return slice(first, last + 1)
+    return rows
 
 
 def _prefill(

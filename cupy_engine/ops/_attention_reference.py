@@ -58,19 +58,21 @@ class _PagedAttention:
             self._prefill(prefill)
 
     def _decode(self, group: DecodeGroup) -> None:
-        n = len(group.rows)
-        q = np.multiply(self._q[group.rows], self._scale, dtype=np.float32, order="C")
+        n = len(group.blocks)
+        q = self._q[group.rows] * self._scale
         q = q.reshape(n, self._num_kv_heads, self._group_size, self._head_dim)
         keys = self._gather(self._k_cache, group).transpose(0, 2, 3, 1)  # [n, Hkv, D, s]
-        sums, scores = self._weigh(q, keys, group.mask, _MAX_LONE_WORK)
+        parts = self._cut(self._group_size, keys.shape[-1], _MAX_LONE_WORK)
+        sums, scores = self._weigh(q, keys, group.mask, parts)
         values = self._gather(self._v_cache, group).transpose(0, 2, 1, 3)  # [n, Hkv, s, D]
-        mixed = self._mix(scores, values, _MAX_LONE_WORK)
+        mixed = self._mix(scores, values, parts)
         mixed /= sums
         self._out[group.rows] = mixed.reshape(n, -1, self._head_dim)
 
     def _gather(self, cache: np.ndarray, group: DecodeGroup) -> np.ndarray:
         # [n, s, Hkv, D]. What nobody sees may be stale, even NaN, and 0 * NaN is not 0.
-        gathered = _take_blocks(cache, group.blocks).reshape(len(group.rows), -1, *cache.shape[2:])[:, group.keys]
+        gathered = _take_blocks(cache, group.blocks)
+        gathered = gathered.reshape(len(group.blocks), -1, *cache.shape[2:])[:, group.keys]
         if group.unseen is not None:
             gathered[group.unseen] = 0
         return gathered
@@ -86,22 +88,23 @@ class _PagedAttention:
 
     def _attend_piece(self, piece: QueryPiece, keys: np.ndarray, values: np.ndarray) -> None:
         # keys [Hkv, D, s], values [Hkv, s, D]
-        q = np.multiply(self._q[piece.rows], self._scale, dtype=np.float32, order="C")
+        q = self._q[piece.rows] * self._scale
         grouped = q.reshape(len(q), self._num_kv_heads, self._group_size, self._head_dim).transpose(1, 0, 2, 3)
         rows = grouped.reshape(self._num_kv_heads, -1, self._head_dim)  # [Hkv, t * G, D]
         mask = np.repeat(piece.mask, self._group_size, axis=0)
-        sums, scores = self._weigh(rows, keys, mask, MAX_TILE_WORK)
-        mixed = self._mix(scores, values, MAX_TILE_WORK)
+        parts = self._cut(rows.shape[1], keys.shape[-1], MAX_TILE_WORK)
+        sums, scores = self._weigh(rows, keys, mask, parts)
+        mixed = self._mix(scores, values, parts)
         mixed /= sums
         self._out[piece.rows] = mixed.reshape(grouped.shape).transpose(1, 0, 2, 3).reshape(q.shape)
 
     def _weigh(
-        self, q: np.ndarray, keys: np.ndarray, mask: np.ndarray | None, max_work: int
+        self, q: np.ndarray, keys: np.ndarray, mask: np.ndarray | None, parts: list[slice]
     ) -> tuple[np.ndarray, np.ndarray]:
         # q [..., r, D] @ keys [..., D, s] → exp(score - max) [..., r, s] and its sums [..., r, 1].
         # The mask is for the last of the keys.
         scores = np.empty((*q.shape[:-1], keys.shape[-1]), np.float32)
-        for part in self._cut(scores.shape, max_work):
+        for part in parts:
             np.matmul(q, keys[..., part], out=scores[..., part])
         if self._soft_cap is not None:
             scores /= self._soft_cap
@@ -113,20 +116,20 @@ class _PagedAttention:
         np.exp(scores, out=scores)
         return scores.sum(axis=-1, keepdims=True), scores
 
-    def _mix(self, scores: np.ndarray, values: np.ndarray, max_work: int) -> np.ndarray:
+    def _mix(self, scores: np.ndarray, values: np.ndarray, parts: list[slice]) -> np.ndarray:
         # [..., r, s] @ [..., s, D] → [..., r, D]
-        first, *others = self._cut(scores.shape, max_work)
+        first, *others = parts
         mixed: np.ndarray = np.matmul(scores[..., first], values[..., first, :])
         for part in others:
             mixed += np.matmul(scores[..., part], values[..., part, :])
         return mixed
 
-    def _cut(self, shape: tuple[int, ...], max_work: int) -> list[slice]:
-        # Parts of the keys of scores [..., r, s]
-        step = max(16, max_work // (shape[-2] * self._head_dim) // 16 * 16)
-        return [slice(start, min(start + step, shape[-1])) for start in range(0, shape[-1], step)]
+    def _cut(self, num_rows: int, num_keys: int, max_work: int) -> list[slice]:
+        # Parts of the keys, each with at most so many multiply-adds for these rows of queries
+        step = max(16, max_work // (num_rows * self._head_dim) // 16 * 16)
+        return [slice(start, min(start + step, num_keys)) for start in range(0, num_keys, step)]
 
 
 def _take_blocks(cache: np.ndarray, block_ids: np.ndarray) -> np.ndarray:
-    blocks: np.ndarray = np.take(cache, block_ids, axis=0, mode="clip")
+    blocks: np.ndarray = cache.take(block_ids, 0, None, "clip")
     return blocks.astype(np.float32, copy=False)

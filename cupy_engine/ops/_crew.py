@@ -69,6 +69,9 @@ class Crew:
         Raises:
             Exception: what a call raised; parts not yet begun are then dropped.
         """
+        if len(parts) == 1:
+            function(*parts[0])
+            return
         num_helpers = min(self.num_threads, len(parts)) - 1
         job = _Job(function, parts)
         for _ in range(num_helpers):

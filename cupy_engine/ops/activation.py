@@ -16,6 +16,9 @@ from cupy_engine.errors import ConfigError
 from cupy_engine.ops import _cuda_activation
 
 GeluForm = Literal["none", "tanh"]
+
+_ONE = np.float32(1.0)
+_MAX_EXPONENT = np.float32(88.0)  # exp of more overflows float32
 _GELU_KERNELS: dict[GeluForm, str] = {"none": "Gelu", "tanh": "GeluTanh"}
 
 
@@ -163,13 +166,13 @@ def _by_name(functions: dict[str, Callable[[Array], Array]], name: str) -> Calla
 
 
 def _silu_reference(x: np.ndarray, slope: np.float32) -> np.ndarray:
-    # exp overflows to inf below -88, and x / inf is the right limit: 0.
     x32 = x.astype(np.float32, copy=False)
-    with np.errstate(over="ignore"):
-        sigmoid = np.exp(x32 * -slope)
-    sigmoid += np.float32(1.0)
-    result: np.ndarray = np.divide(x32, sigmoid, out=sigmoid)
-    return result.astype(x.dtype, copy=False)
+    sigmoid = x32 * -slope
+    np.minimum(sigmoid, _MAX_EXPONENT, out=sigmoid)
+    np.exp(sigmoid, out=sigmoid)
+    sigmoid += _ONE
+    np.divide(x32, sigmoid, out=sigmoid)
+    return sigmoid.astype(x.dtype, copy=False)
 
 
 def _normal_cdf(x: np.ndarray) -> np.ndarray:

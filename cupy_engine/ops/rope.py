@@ -15,6 +15,8 @@ from cupy_engine.model_config import RopeConfig
 from cupy_engine.ops import _cuda_kv_cache
 from cupy_engine.ops.kv_cache import write_kv
 
+_TURN = np.array([[-1], [1]], np.float32)  # the second half enters the first negatively
+
 
 def rope_table(rope: RopeConfig, head_dim: int, max_positions: int, trained_positions: int | None = None) -> np.ndarray:
     """Cosines and sines of all positions.
@@ -84,12 +86,9 @@ def _rotate(x: np.ndarray, rows: np.ndarray) -> None:
     # x [T, heads, D] in place by rows [T, 2, R/2] of the table
     half = rows.shape[-1]
     halves = x[..., : 2 * half].reshape(*x.shape[:-1], 2, half)
-    cos, sin = rows[:, None, :1], rows[:, None, 1:]
-    crossed = halves[..., ::-1, :] * sin
-    rotated = halves * cos
-    rotated[..., 0, :] -= crossed[..., 0, :]
-    rotated[..., 1, :] += crossed[..., 1, :]
-    x[..., : 2 * half] = rotated.reshape(*x.shape[:-1], 2 * half)
+    straight = halves * rows[:, None, :1]
+    crossed = halves[..., ::-1, :] * (rows[:, None, 1:] * _TURN)
+    np.add(straight, crossed, out=halves, casting="unsafe")
 
 
 def rope_frequencies(

@@ -148,7 +148,7 @@ def test_many_decodes_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> None
     check(case)
     groups = case.metadata.host_plans[None].decodes
     assert len(groups) > 2
-    assert sorted(row for group in groups for row in group.rows) == list(range(10))
+    assert sorted(row for group in groups for row in np.arange(10)[group.rows]) == list(range(10))
 
 
 def test_scattered_rows_of_q_and_given_out() -> None:
