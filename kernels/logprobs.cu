@@ -14,7 +14,10 @@ __device__ float best_logit(const Row& row, float* warp_bests) {
     bool has_nan = false;
     const int warp = threadIdx.x / WARP_SIZE, lane = threadIdx.x % WARP_SIZE;
     for (int begin = warp * TILE; begin < row.vocab; begin += BLOCK_THREADS / WARP_SIZE * TILE)
-        row.visit(begin, begin + TILE, [&](float x, int) { best = fmaxf(best, x), has_nan |= x != x; });
+        row.visit(begin, begin + TILE, minus_infinity_logit(), [&](const float(&x)[Row::WIDTH], int) {
+#pragma unroll
+            for (int j = 0; j < Row::WIDTH; ++j) best = fmaxf(best, x[j]), has_nan |= x[j] != x[j];
+        });
     best = warp_max(best);
     if (lane == 0) warp_bests[warp] = best;
     has_nan = __syncthreads_or(has_nan);
@@ -56,17 +59,23 @@ token_logprobs(int* ids, float* logprobs, int* ranks, const T* logits, const int
     uint64 mass = 0;
     uint32 better = 0;
     for (int begin = t / WARP_SIZE * TILE; begin < vocab; begin += BLOCK_THREADS / WARP_SIZE * TILE)
-        row.visit(begin, begin + TILE, [&](float x, int) { mass += weights.of(x), better += x > chosen; });
+        row.visit(begin, begin + TILE, minus_infinity_logit(), [&](const float(&x)[Row<T, VEC>::WIDTH], int) {
+#pragma unroll
+            for (int j = 0; j < Row<T, VEC>::WIDTH; ++j) mass += weights.of(x[j]), better += x[j] > chosen;
+        });
     mass = warp_sum(mass), better = __reduce_add_sync(FULL_WARP, better);
     if (t % WARP_SIZE == 0) atomicAdd(&total, mass), atomicAdd(&num_better, static_cast<int>(better));
 
     uint64 cut = 0;
     if (num_top) cut = cut_prefix(selection, row, weights, 0, true, [=](uint64) { return static_cast<uint64>(num_top); });
+    const Survivors survivors(row, cut);
     for (int tile = t / WARP_SIZE; num_top && tile * TILE < vocab; tile += BLOCK_THREADS / WARP_SIZE) {
-        if (selection.tile_top[tile] < cut >> 32) continue;
-        row.visit(tile * TILE, (tile + 1) * TILE, [&](float x, int id) {
-            const uint64 rank = rank_of(row.key(x), id);
-            if (rank >= cut) top[atomicAdd(&num_found, 1) % MAX_TOP] = rank;
+        if (selection.tile_top[tile] < survivors.from) continue;
+        row.visit(tile * TILE, (tile + 1) * TILE, survivors.from, [&](const float(&x)[Row<T, VEC>::WIDTH], int first) {
+#pragma unroll
+            for (int j = 0; j < Row<T, VEC>::WIDTH; ++j)
+                if (survivors.include(x[j], first + j))
+                    top[atomicAdd(&num_found, 1) % MAX_TOP] = rank_of(row.key(x[j]), first + j);
         });
     }
     __syncthreads();

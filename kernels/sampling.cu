@@ -95,7 +95,7 @@ best_tokens(Best* parts, const T* logits, const int* rows, const int* draw_slots
 /* Softmax at a temperature, cut by min-p, top-k and top-p, and the inverse of the cumulative distribution in vocabulary
    order. best: the largest logit. All threads of the block. */
 template <typename Row>
-__device__ int draw_randomly(Selection& s, const Row& row, const Slot& slot, float best, int position) {
+__device__ int draw_randomly(Selection& s, const Row& row, const Slot& slot, float best, const int& position) {
     const Weights weights{best, slot.factor, slot.factor_rest};
     s.reset();
     uint64 cut = 0;
@@ -108,9 +108,12 @@ __device__ int draw_randomly(Selection& s, const Row& row, const Slot& slot, flo
         });
     }
     const uint64 bits = random_bits(slot.seed, position);
-    return first_reaching(
-        s, row, cut >> 32, [&](float x, int id) { return rank_of(row.key(x), id) < cut ? 0 : weights.of(x); },
-        [=](uint64 total) { return __umul64hi(bits, total) + 1; });
+    const Survivors survivors(row, cut);
+    const auto mass = [&](float x, int id) {
+        const uint64 weight = weights.of(x);
+        return survivors.include(x, id) ? weight : 0;
+    };
+    return first_reaching(s, row, survivors.from, mass, [=](uint64 total) { return __umul64hi(bits, total) + 1; });
 }
 
 /* Notes a token drawn in its slot: counts it, and finds which bad words the next token could complete. All threads. */
@@ -141,9 +144,11 @@ draw_tokens(int* tokens, int* last_tokens, const Best* parts, const T* logits, c
             const int* positions, const Slot* slots, int num_parts, int num_rows, int num_slots, int vocab) {
     __shared__ Selection selection;
     __shared__ Slot slot;
+    __shared__ int position;
     const int draw = blockIdx.x;
     if (draw_slots[draw] < 0 || draw_slots[draw] >= num_slots) return;
     copy_words(&slot, slots + draw_slots[draw]);
+    if (threadIdx.x == 0) position = positions[draw];
     __syncthreads();
 
     Best best = no_best();
@@ -156,14 +161,14 @@ draw_tokens(int* tokens, int* last_tokens, const Best* parts, const T* logits, c
         token = NOTHING_ALLOWED;
     } else if (slot.factor > 0.0f) {
         const T* row_logits = logits + static_cast<int64>(clamp_index(rows[draw], num_rows)) * vocab;
-        const Row<T, VEC> row(row_logits, vocab, Edits(&slot, positions[draw]));
-        token = draw_randomly(selection, row, slot, best.logit, positions[draw]);
+        const Row<T, VEC> row(row_logits, vocab, Edits(&slot, position));
+        token = draw_randomly(selection, row, slot, best.logit, position);
     }
     if (threadIdx.x == 0) {
         tokens[draw] = token;
         last_tokens[draw_slots[draw]] = max(token, 0);
     }
-    if (token >= 0) record(slot, token, positions[draw]);
+    if (token >= 0) record(slot, token, position);
 }
 
 /* What the host says about a slot; lists and tokens are in page-locked host memory, which the device reads in place. */

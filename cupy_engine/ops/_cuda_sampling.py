@@ -16,7 +16,7 @@ MAX_TOP = 32
 
 _BLOCK = 1024
 _PART_BLOCK = 256
-_PART_BLOCKS_PER_SM = 8
+_PART_BLOCKS_PER_SM = 4  # as many as are resident at once: a second wave would start late
 _MIN_PART_TOKENS = 4096
 _PART_ALIGNMENT = 32
 
@@ -30,8 +30,8 @@ def seat_slots(slots: Array, updates_address: int, num_updates: int, num_slots: 
 
 def split_row(num_draws: int, vocab_size: int, num_multiprocessors: int) -> tuple[int, int]:
     """Into how many parts each draw's row is split to fill the GPU, and the tokens of a part."""
-    wanted = -(-_PART_BLOCKS_PER_SM * num_multiprocessors // num_draws)
-    num_parts = min(wanted, -(-vocab_size // _MIN_PART_TOKENS), MAX_PARTS)
+    wanted = _PART_BLOCKS_PER_SM * num_multiprocessors // num_draws
+    num_parts = min(max(1, wanted), -(-vocab_size // _MIN_PART_TOKENS), MAX_PARTS)
     part_size = -(-vocab_size // (num_parts * _PART_ALIGNMENT)) * _PART_ALIGNMENT
     return -(-vocab_size // part_size), part_size
 

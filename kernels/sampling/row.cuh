@@ -55,14 +55,18 @@ struct Row {
     __device__ __forceinline__ Row(const T* logits, int vocab, const Edits& edits = Edits())
         : logits(logits), vocab(vocab), edits(edits), low_zero_bits(edits.is_any ? 0 : LOW_ZERO_BITS<T>) {}
 
-    /* visit(x, id) for the tokens [begin, end) that are the lane's; begin % 32 == 0. A warp together visits all. */
+    static constexpr int WIDTH = VEC < 4 ? VEC : 4;  // with more at once, registers spill
+
+    /* visit(float (&)[WIDTH], first) for the tokens [begin, end) that are the lane's, unless all of the WIDTH lie below
+       `from`; begin % 32 == 0. A warp together visits all. */
     template <typename Visit>
-    __device__ __forceinline__ void visit(int begin, int end, Visit visit) const {
-        constexpr int WIDTH = VEC < 4 ? VEC : 4;  // with more at once, registers spill
+    __device__ __forceinline__ void visit(int begin, int end, float from, Visit visit) const {
         visit_vectors<1, VEC, WIDTH>(logits, begin, min(end, vocab), threadIdx.x % 32, 32, [&](float(&x)[WIDTH], int first) {
             if (edits.is_any) edits.apply(x, first);
+            float top = x[0];
 #pragma unroll
-            for (int j = 0; j < WIDTH; ++j) visit(x[j], first + j);
+            for (int j = 1; j < WIDTH; ++j) top = fmaxf(top, x[j]);
+            if (!(top < from)) visit(x, first);
         });
     }
 
@@ -86,3 +90,15 @@ struct Row {
 
 /* Tokens by rank: a larger logit first, of equals the lower id. A token survives a cut if its rank is at least that. */
 __device__ __forceinline__ uint64 rank_of(uint32 key, int id) { return static_cast<uint64>(key) << 32 | ~uint32(id); }
+
+/* A cut in terms of logits. */
+struct Survivors {
+    float from;  // where the cut is
+    uint32 last;  // the highest id of a survivor there
+
+    template <typename Row>
+    __device__ __forceinline__ Survivors(const Row& row, uint64 cut)
+        : from(fmaxf(row.logit(cut >> 32), minus_infinity_logit())), last(~uint32(cut)) {}  // keys below -inf are NaN
+
+    __device__ __forceinline__ bool include(float x, int id) const { return x > from || (x == from && id <= last); }
+};

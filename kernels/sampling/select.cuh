@@ -14,14 +14,14 @@ constexpr int NUM_BINS = BLOCK_THREADS;
 /* What a block shares. A row has at most as many tiles as the block has threads. */
 struct Selection {
     ScanScratch scan;
-    uint32 tile_top[BLOCK_THREADS];  // a key that no token of the tile exceeds
+    float tile_top[BLOCK_THREADS];  // no surviving token of the tile exceeds this logit
     uint64 tile_sum[BLOCK_THREADS];
     uint32 count[NUM_BINS], mass_low[NUM_BINS], mass_high[NUM_BINS];
-    uint64 beyond;
+    uint64 beyond, missing;
     uint32 bound[2];
 
     __device__ __forceinline__ void reset() {
-        tile_top[threadIdx.x] = ~0u;
+        tile_top[threadIdx.x] = -minus_infinity_logit();
         __syncthreads();
     }
 
@@ -54,14 +54,21 @@ struct Bins {
         return {0.0f, 0.0f, keys.x, keys.y, max(0, 22 - __clz(keys.y - keys.x))};
     }
 
+    __device__ __forceinline__ bool are_by_key() const { return bins_per_octave == 0.0f; }
+
     /* Of a token; negative if it lies before the first bin, NUM_BINS or more if behind the last. */
-    __device__ __forceinline__ int of(uint32 key, float octaves) const {
-        if (bins_per_octave == 0.0f) return key > high ? -1 : key < low ? NUM_BINS : (high - key) >> shift;
+    template <typename Row>
+    __device__ __forceinline__ int of(const Row& row, float x, float octaves) const {
+        if (are_by_key()) {
+            const uint32 key = row.key(x);
+            return key > high ? -1 : key < low ? NUM_BINS : (high - key) >> shift;
+        }
         return octaves < from_octaves ? -1 : static_cast<int>(fminf((octaves - from_octaves) * bins_per_octave, NUM_BINS));
     }
 };
 
-/* Counts tokens and mass by bin, of the tokens that survive the cut, and one of both behind the last bin. */
+/* Counts, by bin, the tokens that survive the cut, and sums their mass unless by_count; sums one of both behind the last
+   bin. */
 template <typename Row>
 __device__ __forceinline__ void fill_bins(Selection& s, const Row& row, const Weights& weights, uint64 cut,
                                           const Bins& bins, bool by_count) {
@@ -71,25 +78,27 @@ __device__ __forceinline__ void fill_bins(Selection& s, const Row& row, const We
     if (t == 0) s.beyond = 0;
     __syncthreads();
     uint64 beyond = 0;
-    const uint32 skip_below = max(static_cast<uint32>(cut >> 32), bins.low);
+    const Survivors survivors(row, cut);
+    const float from = bins.are_by_key() ? fmaxf(survivors.from, row.logit(bins.low)) : survivors.from;
     for (int tile = t / WARP_SIZE; tile < num_tiles; tile += BLOCK_THREADS / WARP_SIZE) {
-        if (s.tile_top[tile] < skip_below) continue;
-        uint32 top = 0;
-        row.visit(tile * TILE, (tile + 1) * TILE, [&](float x, int id) {
-            const uint32 key = row.key(x);
-            top = max(top, key);
-            if (rank_of(key, id) < cut) return;
-            const int bin = bins.of(key, weights.octaves_below(x));
-            if (bin < 0) return;
-            const uint64 mass = weights.of(x);
-            if (bin < NUM_BINS) {
-                s.add(bin, mass);
-            } else {
-                beyond += by_count ? 1 : mass;
+        if (s.tile_top[tile] < from) continue;
+        float top = minus_infinity_logit();
+        row.visit(tile * TILE, (tile + 1) * TILE, from, [&](const float(&x)[Row::WIDTH], int first) {
+#pragma unroll
+            for (int j = 0; j < Row::WIDTH; ++j) {
+                top = fmaxf(top, x[j]);
+                const int bin = bins.of(row, x[j], weights.octaves_below(x[j]));
+                if (bin < 0 || !survivors.include(x[j], first + j)) continue;
+                const uint64 mass = by_count ? 0 : weights.of(x[j]);
+                if (bin < NUM_BINS) {
+                    s.add(bin, mass);
+                } else {
+                    beyond += by_count ? 1 : mass;
+                }
             }
         });
-        top = __reduce_max_sync(FULL_WARP, top);
-        if (lane == 0) s.tile_top[tile] = top;
+        top = warp_max(top);
+        if (lane == 0 && !bins.are_by_key()) s.tile_top[tile] = top;
     }
     beyond = warp_sum(beyond);
     if (lane == 0) atomicAdd(&s.beyond, beyond);
@@ -99,7 +108,7 @@ __device__ __forceinline__ void fill_bins(Selection& s, const Row& row, const We
 /* The keys [low, high] whose logits fall into a bin; for NUM_BINS, all keys behind the last bin. */
 template <typename Row>
 __device__ uint2 keys_of_bin(Selection& s, const Row& row, const Weights& weights, const Bins& bins, int bin) {
-    if (bins.bins_per_octave == 0.0f) {
+    if (bins.are_by_key()) {
         const uint32 high = bins.high - (static_cast<uint32>(bin) << bins.shift);
         const uint32 width = (1u << bins.shift) - 1;
         return make_uint2(high - bins.low > width ? high - width : bins.low, high);
@@ -112,7 +121,7 @@ __device__ uint2 keys_of_bin(Selection& s, const Row& row, const Weights& weight
             const uint32 middle = low + (high - low) / 2;
             const float x = row.logit(middle);
             // NaN lies below -inf and above the best
-            const int at = x == x ? bins.of(middle, weights.octaves_below(x)) : NUM_BINS + 1;
+            const int at = x == x ? bins.of(row, x, weights.octaves_below(x)) : NUM_BINS + 1;
             if (at <= last) high = middle;
             else low = middle + 1;
         }
@@ -124,14 +133,17 @@ __device__ uint2 keys_of_bin(Selection& s, const Row& row, const Weights& weight
 }
 
 /* The smallest id at which the sum of measure(x, id) over the ids up to it reaches goal(total); 0 < goal <= total.
-   Tokens with keys below min_key count nothing. */
+   Tokens below `from` measure nothing. */
 template <typename Row, typename Measure, typename Goal>
-__device__ __forceinline__ int first_reaching(Selection& s, const Row& row, uint32 min_key, Measure measure, Goal goal) {
+__device__ __forceinline__ int first_reaching(Selection& s, const Row& row, float from, Measure measure, Goal goal) {
     const int t = threadIdx.x, num_tiles = (row.vocab + TILE - 1) / TILE;
     for (int tile = t / WARP_SIZE; tile < num_tiles; tile += BLOCK_THREADS / WARP_SIZE) {
         uint64 sum = 0;
-        if (s.tile_top[tile] >= min_key)
-            row.visit(tile * TILE, (tile + 1) * TILE, [&](float x, int id) { sum += measure(x, id); });
+        if (!(s.tile_top[tile] < from))
+            row.visit(tile * TILE, (tile + 1) * TILE, from, [&](const float(&x)[Row::WIDTH], int first) {
+#pragma unroll
+                for (int j = 0; j < Row::WIDTH; ++j) sum += measure(x[j], first + j);
+            });
         sum = warp_sum(sum);
         if (t % WARP_SIZE == 0) s.tile_sum[tile] = sum;
     }
@@ -147,8 +159,10 @@ __device__ __forceinline__ int first_reaching(Selection& s, const Row& row, uint
 /* The cut that leaves, of the tokens with this key that survive `cut`, the first `count` in vocabulary order. */
 template <typename Row>
 __device__ __forceinline__ uint64 cut_equals(Selection& s, const Row& row, uint64 cut, uint32 key, uint64 count) {
-    const auto is_equal = [&](float x, int id) { return uint64(row.key(x) == key && rank_of(key, id) >= cut); };
-    return rank_of(key, first_reaching(s, row, key, is_equal, [=](uint64) { return count; }));
+    const Survivors survivors(row, cut);
+    const float logit = row.logit(key);
+    const auto is_equal = [=](float x, int id) { return uint64(x == logit && survivors.include(x, id)); };
+    return rank_of(key, first_reaching(s, row, logit, is_equal, [=](uint64) { return count; }));
 }
 
 /* The cut that leaves the shortest prefix of the ranking, among the tokens surviving `cut`, that has goal(total) of their
@@ -159,7 +173,9 @@ __device__ __forceinline__ uint64 cut_prefix(Selection& s, const Row& row, const
     Bins bins = Bins::by_octaves(0.0f, 64.0f);
     uint64 missing = 0;  // from the bins on
     for (bool is_first = true;; is_first = false) {
+        if (threadIdx.x == 0) s.missing = missing;  // during the pass, registers are short
         fill_bins(s, row, weights, cut, bins, by_count);
+        missing = s.missing;
         const Scan scan = scan_block(by_count ? s.count[threadIdx.x] : s.mass(threadIdx.x), s.scan);
         if (is_first) {
             const uint64 total = scan.total + s.beyond;

@@ -17,10 +17,11 @@ struct Weights {
         // What the product and the factor lost to rounding, which would tilt the sum over a large vocabulary.
         const float lost = fmaf(distance, factor_rest, fmaf(distance, factor, -octaves));
         const float power = exp2f(-octaves);
-        const float weight = fminf(fmaf(power, lost * -0.69314718f, power), 1.0f);
+        const float weight = octaves < WEIGHT_BITS ? fminf(fmaf(power, lost * -0.69314718f, power), 1.0f) : 0.0f;
         const uint32 bits = __float_as_uint(weight);
-        const uint64 one = static_cast<uint64>(bits & 0x7fffff | 0x800000) << (WEIGHT_BITS - 23);
-        return octaves < WEIGHT_BITS ? one >> (127 - (bits >> 23)) : 0;
+        // The mantissa as a multiple of 2^43, shifted by the exponent.
+        const uint32 high = bits >> 12 & 0x7ff | 0x800, low = bits << 20;
+        return (static_cast<uint64>(high) << 32 | low) >> min(127 - (bits >> 23), 63u);
     }
 };
 
