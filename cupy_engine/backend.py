@@ -43,6 +43,10 @@ class Backend(Protocol):
     def max_steps_in_flight(self) -> int:
         """How many steps pay off, unless the configuration says."""
 
+    @property
+    def max_num_mixed_tokens(self) -> int:
+        """Tokens of a step that holds up decoding sequences for no longer than people notice, likewise."""
+
     def dtype(self, config: EngineConfig, model: ModelConfig) -> Any:
         """Of weights and KV cache."""
 
@@ -79,6 +83,7 @@ class NumpyBackend:
 
     name = "NumPy (CPU)"
     max_steps_in_flight = 1
+    max_num_mixed_tokens = 128
 
     def __init__(self) -> None:
         self.device = NumpyDevice()

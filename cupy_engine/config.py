@@ -33,6 +33,8 @@ class EngineConfig:
         max_model_len: most tokens of prompt and output together; default: what the model was made for.
         max_num_seqs: most sequences in one step.
         max_num_batched_tokens: token budget of one step; longer prompts are computed in chunks.
+        max_num_mixed_tokens: the same where sequences decode in the step, so that long prompts do not hold up streams;
+            default: the backend's.
         block_size: tokens per KV block.
         num_kv_blocks: KV blocks, instead of a size computed from memory.
         kv_cache_memory_bytes: memory for the KV cache on the CPU; default: up to 4 GiB of what is free.
@@ -63,6 +65,7 @@ class EngineConfig:
     max_model_len: int | None = None
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 8192
+    max_num_mixed_tokens: int | None = None
     block_size: int = 16
     num_kv_blocks: int | None = None
     kv_cache_memory_bytes: int | None = None
@@ -115,6 +118,7 @@ _MINIMUM = {
     "max_model_len": 1,
     "max_num_seqs": 1,
     "max_num_batched_tokens": 1,
+    "max_num_mixed_tokens": 1,
     "block_size": 1,
     "num_kv_blocks": 1,
     "kv_cache_memory_bytes": 1,

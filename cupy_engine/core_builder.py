@@ -39,7 +39,8 @@ def build_core(config: EngineConfig, files: ModelFiles) -> EngineCore:
     name = config.served_model_name or files.name
     metrics = EngineMetrics(name)
     costs = PreemptionCosts(config.preemption_mode, memory.bytes_per_block, backend.copy_bytes_per_s())
-    scheduler = _build_scheduler(config, model_config, memory, costs, metrics)
+    mixed = config.max_num_mixed_tokens or backend.max_num_mixed_tokens
+    scheduler = _build_scheduler(config, model_config, memory, costs, mixed, metrics)
     info = CoreInfo(
         backend=backend.name,
         model_name=name,
@@ -68,7 +69,12 @@ def _load_model(
 
 
 def _build_scheduler(
-    config: EngineConfig, model: ModelConfig, memory: MemoryPlan, costs: PreemptionCosts, metrics: EngineMetrics
+    config: EngineConfig,
+    model: ModelConfig,
+    memory: MemoryPlan,
+    costs: PreemptionCosts,
+    max_num_mixed_tokens: int,
+    metrics: EngineMetrics,
 ) -> Scheduler:
     policy: Policy = FcfsPolicy()
     if config.scheduling_policy == "priority":
@@ -79,6 +85,7 @@ def _build_scheduler(
         costs,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_mixed_tokens=max_num_mixed_tokens,
         max_model_len=memory.max_model_len,
         max_queue_len=config.max_queue_len,
         eos_token_ids=model.eos_token_ids,

@@ -30,6 +30,7 @@ class CudaBackend:
     """The current GPU."""
 
     max_steps_in_flight = 2
+    max_num_mixed_tokens = 2048
 
     def __init__(self) -> None:
         self.device = CudaDevice()

@@ -14,24 +14,21 @@ from __future__ import annotations
 
 import bisect
 import logging
-import random
 
 from cupy_engine.admission import Admission
 from cupy_engine.block_manager import BlockManager
-from cupy_engine.errors import InvalidRequestError, QueueFullError
+from cupy_engine.errors import QueueFullError
+from cupy_engine.live_requests import LiveRequests
 from cupy_engine.messages import ErrorKind, GenerateRequest, SequenceOutput, TokenLogprobs
 from cupy_engine.plan import StepPlan, StepResult
 from cupy_engine.plan_builder import PlanBuilder, PlannedSequence, name_of
 from cupy_engine.preemption import PreemptionCosts
-from cupy_engine.request import Request, Sequence, SequenceStatus, check_fits
-from cupy_engine.request_queue import DeadlineQueue, Policy, WaitingQueue
+from cupy_engine.request import Request, Sequence, SequenceStatus
+from cupy_engine.request_queue import Policy, WaitingQueue
 from cupy_engine.scheduler_listener import PreemptionKind, SchedulerListener
 from cupy_engine.seats import Seats
 
 logger = logging.getLogger("cupy_engine.schedule")
-
-SEED_MASK = (1 << 64) - 1
-GOLDEN_RATIO_64 = 0x9E3779B97F4A7C15
 
 
 class Scheduler:
@@ -40,6 +37,7 @@ class Scheduler:
     Args:
         max_num_seqs: seats (slots) in the worker, and so sequences per step.
         max_num_batched_tokens: token budget of a step.
+        max_num_mixed_tokens: the same of a step in which sequences decode; default: no smaller.
         max_model_len: most tokens of prompt and output together; the block pool must hold that many.
     """
 
@@ -52,6 +50,7 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         max_model_len: int,
+        max_num_mixed_tokens: int | None = None,
         max_queue_len: int = 1024,
         eos_token_ids: tuple[int, ...] = (),
         seed: int | None = None,
@@ -61,28 +60,23 @@ class Scheduler:
         assert max_model_len <= block_manager.num_blocks * block_manager.block_size, "one sequence must fit the pool"
         self.block_manager = block_manager
         self.costs = costs
-        self.max_num_seqs = max_num_seqs
-        self.max_model_len = max_model_len
         self._policy = policy
         self._max_num_batched_tokens = max_num_batched_tokens
+        self._max_num_mixed_tokens = min(max_num_mixed_tokens or max_num_batched_tokens, max_num_batched_tokens)
         self._max_queue_len = max_queue_len
-        self._eos_token_ids = eos_token_ids
         self._log_schedule = log_schedule
         self._listener = listener or SchedulerListener()
-        self._random = random.Random(seed)
-        self._requests: dict[str, Request] = {}
+        self._requests = LiveRequests(max_num_seqs, max_model_len, eos_token_ids, seed)
         self._waiting = WaitingQueue(policy)
         self._running: list[Sequence] = []  # in the policy's order: the last one makes room first
         self._seats = Seats(max_num_seqs)
         self._admission = Admission(block_manager, self._seats)
-        self._deadlines = DeadlineQueue()
         self._in_flight: dict[int, list[PlannedSequence]] = {}
-        self._next_sequence_id = 0
         self._next_step_id = 0
 
     @property
     def has_work(self) -> bool:
-        return bool(self._requests)
+        return len(self._requests) > 0
 
     @property
     def num_running(self) -> int:
@@ -105,32 +99,10 @@ class Scheduler:
             InvalidRequestError: it can never be served.
             QueueFullError: too many wait.
         """
-        self._check(message)
-        request = Request(message, self._eos_token_ids, self.max_model_len)
-        seed = self._random.getrandbits(64) if message.params.seed is None else message.params.seed
-        for index in range(message.params.num_sequences):
-            sequence = Sequence(
-                sequence_id=self._next_sequence_id,
-                index=index,
-                request=request,
-                seed=(seed + index * GOLDEN_RATIO_64) & SEED_MASK,
-                token_ids=list(message.prompt_token_ids),
-                num_prompt_tokens=request.num_prompt_tokens,
-                status=SequenceStatus.FORKING if index else SequenceStatus.WAITING,
-            )
-            self._next_sequence_id += 1
-            request.sequences.append(sequence)
-        self._requests[request.request_id] = request
-        self._waiting.push(request.sequences[0])
-        if request.deadline_s is not None:
-            self._deadlines.push(request.deadline_s, request.request_id)
-
-    def _check(self, message: GenerateRequest) -> None:
-        if message.request_id in self._requests:
-            raise InvalidRequestError("request_id", f"request_id {message.request_id!r} is in use by a live request")
-        check_fits(message, self.max_model_len, self.max_num_seqs)
+        self._requests.check(message)
         if len(self._waiting) >= self._max_queue_len:
             raise QueueFullError(f"{self._max_queue_len} requests wait already (max_queue_len); try again later")
+        self._waiting.push(self._requests.add(message).sequences[0])
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """Drop a request, or one of its sequences once it has forked. Unknown ids are ignored."""
@@ -145,22 +117,18 @@ class Scheduler:
 
     def expire(self, now_s: float) -> list[SequenceOutput]:
         """End the requests whose deadline has passed."""
-        late = [self._requests.get(request_id) for request_id in self._deadlines.pop_passed(now_s)]
-        return [
-            self._fail(request, "the request's deadline has passed", "deadline")
-            for request in late
-            if request is not None and (request.deadline_s or now_s) <= now_s  # an id may be in use again
-        ]
+        reason = "the request's deadline has passed"
+        return [self._fail(request, reason, "deadline") for request in self._requests.late(now_s)]
 
     def abort_all(self, reason: str) -> list[SequenceOutput]:
         """End every request with an error, when the engine closes."""
-        return [self._fail(request, reason, "internal") for request in list(self._requests.values())]
+        return [self._fail(request, reason, "internal") for request in self._requests]
 
     # Schedule
 
     def schedule(self) -> StepPlan | None:
         """Plan the next step; ``None`` if nothing can run before an update."""
-        builder = PlanBuilder(StepPlan(self._next_step_id), self._max_num_batched_tokens, self._log_schedule)
+        builder = PlanBuilder(StepPlan(self._next_step_id), self._budget(), self._log_schedule)
         self._displace_for_waiting(builder)
         self._schedule_running(builder)
         if not builder.has_preempted:
@@ -173,6 +141,11 @@ class Scheduler:
         self._in_flight[builder.plan.step_id] = builder.planned
         self._next_step_id += 1
         return builder.plan
+
+    def _budget(self) -> int:
+        """Less where sequences decode, which a large step would hold up."""
+        is_mixed = any(sequence.num_uncomputed_tokens() == 1 for sequence in self._running)
+        return self._max_num_mixed_tokens if is_mixed else self._max_num_batched_tokens
 
     def _displace_for_waiting(self, builder: PlanBuilder) -> None:
         """Let an urgent request push later ones out before they are planned, if that lets it in."""
@@ -357,14 +330,14 @@ class Scheduler:
         sequence.status = SequenceStatus.FINISHED
         self._listener.on_finished(sequence)
         if sequence.request.is_finished:
-            del self._requests[sequence.request.request_id]
+            self._requests.remove(sequence.request)
 
     def check_integrity(self) -> None:
         """Assert that seats, queues and blocks add up."""
         self.block_manager.check_integrity()
-        self._seats.check_integrity([s.slot for r in self._requests.values() for s in r.sequences if s.slot >= 0])
+        self._seats.check_integrity([s.slot for r in self._requests for s in r.sequences if s.slot >= 0])
         assert all(s.status is SequenceStatus.RUNNING and s.slot >= 0 for s in self._running), "a runner has no seat"
         keys = [self._policy.key(s) for s in self._running]
         assert keys == sorted(keys), "running sequences are out of order"
-        if not self._requests:
+        if not self.has_work:
             assert self.block_manager.num_free_blocks == self.block_manager.num_blocks, "blocks without an owner"

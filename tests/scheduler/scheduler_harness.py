@@ -66,6 +66,7 @@ class Harness:
         preemption: str = "recompute",
         max_num_seqs: int = 4,
         budget: int = 16,
+        mixed_budget: int | None = None,
         max_model_len: int | None = None,
         max_queue_len: int = 1024,
         policy: Policy | None = None,
@@ -77,12 +78,14 @@ class Harness:
     ) -> None:
         self.manager = BlockManager(num_blocks, block_size, num_host_blocks, enable_prefix_caching)
         self.max_model_len = max_model_len or num_blocks * block_size
+        self.max_num_seqs = max_num_seqs
         self.scheduler = Scheduler(
             self.manager,
             policy or FcfsPolicy(),
             PreemptionCosts(preemption, bytes_per_block=1, copy_bytes_per_s=1.0),
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=budget,
+            max_num_mixed_tokens=mixed_budget,
             max_model_len=self.max_model_len,
             max_queue_len=max_queue_len,
             eos_token_ids=eos,
@@ -125,7 +128,7 @@ class Harness:
         self.scheduler.add(message)
         if message.params.prompt_logprobs is not None:
             self.expected_prompt_logprobs[request_id] = expected_prompt_logprobs(prompt)
-        for sequence in self.scheduler._requests[request_id].sequences:
+        for sequence in self.scheduler._requests.get(request_id).sequences:
             self.received[request_id, sequence.index] = Received()
             self.aborted.discard((request_id, sequence.index))
             self.expected[request_id, sequence.index] = expected_tokens(
@@ -141,8 +144,8 @@ class Harness:
 
     def live_sequences(self):
         return {
-            (request_id, sequence.index): sequence
-            for request_id, request in self.scheduler._requests.items()
+            (request.request_id, sequence.index): sequence
+            for request in self.scheduler._requests
             for sequence in request.sequences
             if not sequence.is_finished
         }
@@ -225,6 +228,6 @@ class Harness:
         assert (scheduler.num_running, scheduler.num_waiting, scheduler.num_swapped) == (0, 0, 0)
         assert manager.num_free_blocks == manager.num_blocks
         assert manager.host_pool.num_free == len(manager.host_pool.blocks)
-        assert scheduler._seats.num_free == scheduler.max_num_seqs
+        assert scheduler._seats.num_free == self.max_num_seqs
         assert not scheduler._in_flight
         self.check()

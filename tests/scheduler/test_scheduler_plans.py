@@ -70,6 +70,21 @@ def test_a_chunk_leaves_room_for_the_decodes_behind_it():
     assert spans(harness.step()) == [(1, 3, 6), (0, 3, 4)]
 
 
+def test_steps_that_hold_up_decodes_are_smaller():
+    harness = Harness(budget=8, mixed_budget=3)
+    harness.add("a", list(range(1, 10)), **endless())
+    assert spans(harness.step()) == [(0, 0, 8)]
+    harness.step()
+    harness.add("b", list(range(20, 28)), **endless())
+    assert [spans(harness.step()) for _ in range(3)] == [
+        [(0, 9, 10), (1, 0, 2)],
+        [(0, 10, 11), (1, 2, 4)],
+        [(0, 11, 12), (1, 4, 6)],
+    ]
+    harness.abort("a")
+    assert spans(harness.step()) == [(1, 6, 8)]
+
+
 def test_waiting_requests_share_what_is_left_of_the_budget():
     harness = Harness(budget=8)
     for name in "abc":

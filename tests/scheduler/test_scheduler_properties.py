@@ -23,6 +23,7 @@ def harnesses(draw):
         preemption=draw(st.sampled_from(["recompute", "swap", "auto"])),
         max_num_seqs=max_num_seqs,
         budget=draw(st.integers(1, 20)),
+        mixed_budget=draw(st.none() | st.integers(1, 20)),
         max_model_len=draw(st.integers(3, num_blocks * block_size)),
         policy=draw(POLICIES),
         steps_in_flight=draw(st.integers(1, 3)),
@@ -37,7 +38,7 @@ def add_random_request(draw, harness, number):
     harness.add(
         f"r{number}",
         draw(st.lists(st.integers(1, 2), min_size=1, max_size=min(longest, 20))),
-        n=draw(st.integers(1, min(3, harness.scheduler.max_num_seqs))),
+        n=draw(st.integers(1, min(3, harness.max_num_seqs))),
         seed=draw(st.integers(0, 3)),
         max_tokens=max_tokens,
         min_tokens=draw(st.integers(0, 2)) if max_tokens is None else 0,
