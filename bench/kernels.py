@@ -24,6 +24,7 @@ import numpy as np
 from cupy_engine.batch import AttentionMetadata
 from cupy_engine.device import Array
 from cupy_engine.ops import _gemm
+from cupy_engine.ops._cublaslt import Shape
 from cupy_engine.ops._gemm_tuning import fastest
 from cupy_engine.ops.activation import silu_and_mul
 from cupy_engine.ops.attention import paged_attention
@@ -135,7 +136,7 @@ def copy_limit() -> float:
 def product_limit() -> float:
     """TFLOP/s of cuBLASLt, bfloat16, 8192 x 8192 x 8192."""
     x, weight, out = (random(8192, 8192) for _ in range(3))
-    best = fastest(_gemm._shape(x, weight, None, out), [weight])
+    best = fastest(_product_shape(x, weight, out), [weight])
     return 2 * 8192**3 / time_s([partial(best.run, x, weight, None, out)]) / 1e12
 
 
@@ -244,7 +245,7 @@ def product_cases() -> Iterator[Case]:
         weights = [random(n, k) for _ in sets_for(2 * n * k)]
         for m in (1, 2, 4, 16, 64, 256, 2048):
             x, out = random(m, k), random(m, n)
-            shape = _gemm._shape(x, weights[0], None, out)
+            shape = _product_shape(x, weights[0], out)
             products = _gemm.candidates(shape)
             library = fastest(shape, weights, [product for product in products if product.name != "gemv"])
             for product in [library, *(product for product in products if product.name == "gemv")]:
@@ -252,6 +253,11 @@ def product_cases() -> Iterator[Case]:
                 launches: list[Launch] = [partial(product.run, x, weight, None, out) for weight in weights]
                 num_bytes, num_flops = 2.0 * (n * k + m * k + m * n), 2.0 * m * n * k if m >= 512 else 0.0
                 yield Case(name, f"{m} x {n} x {k}", launches, num_bytes, num_flops)
+
+
+def _product_shape(x: Array, weight: Array, out: Array) -> Shape:
+    (m, k), n = x.shape, len(weight)
+    return Shape(m, n, k, k, x.dtype.name, out.dtype.name, False)
 
 
 def sampling_cases() -> Iterator[Case]:

@@ -6,6 +6,7 @@ query_start                                          0          a       a+1     
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +32,7 @@ class AttentionMetadata:
     max_context_len: int
     host_query_lens: np.ndarray  # [S] int32 on the host
     host_context_lens: np.ndarray  # [S] int32 on the host
-    host_plans: dict[int | None, Any] = field(default_factory=dict)  # by sliding window: the NumPy op's preparations
+    host_plans: dict[Hashable, Any] = field(default_factory=dict)  # what attention prepared for all layers of the step
 
 
 @dataclass(slots=True)

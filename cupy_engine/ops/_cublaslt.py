@@ -78,6 +78,14 @@ def _handle() -> c_void_p:
     return handle
 
 
+@functools.cache
+def _matmul_function() -> Any:
+    """``cublasLtMatmul`` with its parameter types declared: plain integers convert faster than ctypes' objects."""
+    function = _library().cublasLtMatmul
+    function.argtypes = [c_void_p] * 14 + [c_size_t, c_void_p]
+    return function
+
+
 def _call(function: str, *arguments: Any) -> None:
     status = getattr(_library(), function)(*arguments)
     if status != _SUCCESS:
@@ -200,12 +208,13 @@ class Matmul:
         """
         if self.shape.has_bias:
             self._set(_DESC_BIAS_POINTER, c_void_p(bias))
-        _call(
-            "cublasLtMatmul",
-            *(_handle(), self._description, _ONE, c_void_p(weight), self._weight, c_void_p(x), self._x),
-            *(_ZERO, c_void_p(out), self._out, c_void_p(out), self._out),
-            *(ctypes.byref(algorithm), c_void_p(workspace), c_size_t(workspace_bytes), c_void_p(stream)),
+        status = _matmul_function()(
+            *(_handle(), self._description, _ONE, weight, self._weight, x, self._x),
+            *(_ZERO, out, self._out, out, self._out),
+            *(ctypes.byref(algorithm), workspace, workspace_bytes, stream),
         )
+        if status != _SUCCESS:
+            raise CublasLtError("cublasLtMatmul", status)
 
 
 def _destroy(created: list[tuple[str, c_void_p]]) -> None:

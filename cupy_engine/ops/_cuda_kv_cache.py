@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
 from cupy_engine.device import Array
-from cupy_engine.ops._launch import check_contiguous, launch, type_name, vector_width
+from cupy_engine.ops._launch import Launch, check_contiguous, launch, type_name, vector_width
 
 _VEC_BYTES = 16
 _PINNED = 1  # cudaMemoryTypeHost
@@ -61,29 +62,22 @@ def rope_and_write_kv(
         write_kv(k, v, k_cache, v_cache, slot_mapping)
         return heads[:, :num_heads]
     check_contiguous(table=table)
-    half = table.shape[-1]
-    width = vector_width(head_dim, qkv, k_cache, v_cache)
-    width = width if half % width == 0 else 1
     if num_tokens:
-        launch(
-            "rope.cu",
-            f"rope_and_write_kv<{type_name(qkv)}, {width}>",
-            (num_tokens,),
-            min(256, -(-(num_heads + num_kv_heads) * half // width // 32) * 32),
-            qkv,
-            k_cache,
-            v_cache,
-            table,
-            positions,
-            slot_mapping,
-            num_heads,
-            num_kv_heads,
-            head_dim,
-            half,
-            len(table),
-            np.int64(_num_slots(k_cache)),
-        )
+        num_positions, _, half = table.shape
+        width = vector_width(head_dim, qkv, k_cache, v_cache)
+        width = width if half % width == 0 else 1
+        sizes = (num_heads, num_kv_heads, head_dim, half, num_positions)
+        launch = _rope_launch(type_name(qkv), width, num_tokens, sizes, _num_slots(k_cache))
+        launch(qkv, k_cache, v_cache, table, positions, slot_mapping)
     return heads[:, :num_heads]
+
+
+@functools.lru_cache(maxsize=1024)
+def _rope_launch(type_: str, width: int, num_tokens: int, sizes: tuple[int, ...], num_slots: int) -> Launch:
+    num_heads, num_kv_heads, _, half, _ = sizes
+    block = min(256, -(-(num_heads + num_kv_heads) * half // width // 32) * 32)
+    expression = f"rope_and_write_kv<{type_}, {width}>"
+    return Launch("rope.cu", expression, (num_tokens,), block, *sizes, np.int64(num_slots))
 
 
 def copy_blocks(source: Array, destination: Array, pairs: Array) -> None:

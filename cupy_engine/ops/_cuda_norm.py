@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+
 from cupy_engine.device import Array
 from cupy_engine.ops._instantiations import NORM_ITEMS
-from cupy_engine.ops._launch import check_contiguous, empty, launch, type_name, vector_width
+from cupy_engine.ops._launch import Launch, check_contiguous, empty, type_name, vector_width
 
 _MAX_THREADS = 512
 _MANY_TOKENS = 1024  # from here on smaller blocks, with more of a row per thread, keep more memory traffic in flight
@@ -34,16 +36,23 @@ def norm(
     num_tokens, hidden = x.shape
     if num_tokens == 0:
         return out
-    arrays = [array for array in (x, residual, weight, bias, out) if array is not None]
-    width = vector_width(hidden, *arrays)
+    has_residual = residual is not None
+    residual = x if residual is None else residual
+    bias = weight if bias is None else bias
+    width = vector_width(hidden, x, residual, weight, bias, out)
+    _launch(type_name(x), num_tokens, hidden, width, has_residual, center, eps)(out, x, residual, weight, bias)
+    return out
+
+
+@functools.lru_cache(maxsize=1024)
+def _launch(
+    type_: str, num_tokens: int, hidden: int, width: int, has_residual: bool, center: bool, eps: float
+) -> Launch:
     num_vecs = hidden // width
     items = _items(width, num_vecs, _MAX_THREADS // 2 if num_tokens >= _MANY_TOKENS else _MAX_THREADS)
     block = -(-num_vecs // items // 32) * 32
-    expression = f"norm<{type_name(x)}, {width}, {items}, {_bool(residual is not None)}, {_bool(center)}>"
-    residual = x if residual is None else residual
-    bias = weight if bias is None else bias
-    launch("norm.cu", expression, (num_tokens,), block, out, x, residual, weight, bias, float(eps), hidden)
-    return out
+    expression = f"norm<{type_}, {width}, {items}, {_bool(has_residual)}, {_bool(center)}>"
+    return Launch("norm.cu", expression, (num_tokens,), block, float(eps), hidden)
 
 
 def _items(width: int, num_vecs: int, threads: int) -> int:

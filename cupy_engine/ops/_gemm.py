@@ -8,7 +8,6 @@ suggestion. Everything here can be captured in a CUDA graph once it has run outs
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,12 +16,13 @@ from cupy_engine.device import Array
 from cupy_engine.ops import _gemm_table
 from cupy_engine.ops._cublaslt import Algorithm, Matmul, Shape
 from cupy_engine.ops._instantiations import GEMV_ROWS_PER_WARP, GEMV_UNROLL, GEMV_WARPS, vector_widths
-from cupy_engine.ops._launch import address, check_contiguous, empty, launch, type_name
+from cupy_engine.ops._launch import BFLOAT16, TYPE_NAMES, Launch, address, check_contiguous, empty
 
 _WORKSPACE_BYTES = 32 << 20
 _ALIGNMENT = 16  # bytes; every fast algorithm is content with it
 _GEMV = "gemv"  # stands in the table for gemv.cu, where others are an algorithm's bytes
 _NUM_CANDIDATES = 8
+_NO_BIAS = np.uint64(0)  # a null pointer
 
 
 def matmul(
@@ -44,11 +44,13 @@ def matmul(
         ValueError: shapes or dtypes do not fit, or an array is not contiguous as said.
         CublasLtError: cuBLASLt has no algorithm for the shape.
     """
-    out = empty((len(x), len(weight)), x.dtype if out_dtype is None else np.dtype(out_dtype)) if out is None else out
-    shape = _shape(x, weight, bias, out)
-    if shape.m:
-        arrays = [array for array in (x, weight, bias, out) if array is not None]
-        product(shape, _alignment(shape, arrays)).run(x, weight, bias, out)
+    (m, k), n = x.shape, len(weight)
+    out = empty((m, n), x.dtype if out_dtype is None else np.dtype(out_dtype)) if out is None else out
+    _check(x, weight, bias, out)
+    if m:
+        stride = k if m == 1 else x.strides[0] // x.itemsize
+        dtypes = (x.dtype, out.dtype, bias is not None)
+        _product(m, n, k, stride, *dtypes, _alignment(stride, x, weight, bias, out)).run(x, weight, bias, out)
     return out
 
 
@@ -62,6 +64,12 @@ class Product(Protocol):
 
 
 @functools.lru_cache(maxsize=4096)
+def _product(
+    m: int, n: int, k: int, stride: int, dtype: np.dtype[Any], out_dtype: np.dtype[Any], has_bias: bool, alignment: int
+) -> Product:
+    return product(Shape(m, n, k, stride, dtype.name, out_dtype.name, has_bias), alignment)
+
+
 def product(shape: Shape, alignment: int) -> Product:
     """The way to compute a shape, for arrays and rows aligned to ``alignment`` bytes."""
     known = _gemm_table.table().get(shape) if alignment == _ALIGNMENT else None
@@ -73,6 +81,11 @@ def product(shape: Shape, alignment: int) -> Product:
         if descriptors.accepts(algorithm, _WORKSPACE_BYTES):
             return _LtProduct(descriptors, algorithm)
     return _LtProduct(descriptors, descriptors.heuristics(1, _WORKSPACE_BYTES, alignment)[0])
+
+
+def forget_products() -> None:
+    """Look every product up again: the table has changed."""
+    _product.cache_clear()
 
 
 def candidates(shape: Shape) -> list[Product]:
@@ -103,18 +116,18 @@ class _GemvProduct:
     name = _GEMV
 
     def __init__(self, shape: Shape) -> None:
-        self._shape = shape
-        self._rows_per_warp = GEMV_ROWS_PER_WARP[shape.m]
-        self._grid = (-(-shape.n // (GEMV_WARPS * self._rows_per_warp)),)
+        rows_per_warp = GEMV_ROWS_PER_WARP[shape.m]
+        grid = (-(-shape.n // (GEMV_WARPS * rows_per_warp)),)
+        types = f"{_type(shape.dtype)}, {shape.m}, {rows_per_warp}, {GEMV_UNROLL}, {_type(shape.out_dtype)}"
+        sizes = (shape.n, shape.k, np.int64(shape.stride))
+        self._launch = Launch("gemv.cu", f"gemv<{types}>", grid, 32 * GEMV_WARPS, *sizes)
 
     def run(self, x: Array, weight: Array, bias: Array | None, out: Array) -> None:
-        shape = self._shape
-        expression = f"gemv<{type_name(x)}, {shape.m}, {self._rows_per_warp}, {GEMV_UNROLL}, {type_name(out)}>"
-        bias_or_null = np.uint64(0) if bias is None else bias
-        launch(
-            *("gemv.cu", expression, self._grid, 32 * GEMV_WARPS),
-            *(out, x, weight, bias_or_null, shape.n, shape.k, np.int64(shape.stride)),
-        )
+        self._launch(out, x, weight, _NO_BIAS if bias is None else bias)
+
+
+def _type(dtype: str) -> str:
+    return TYPE_NAMES[BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype)]
 
 
 def _gemv_computes(shape: Shape) -> bool:
@@ -124,7 +137,7 @@ def _gemv_computes(shape: Shape) -> bool:
     return shape.m in GEMV_ROWS_PER_WARP and is_aligned and has_kernel
 
 
-def _shape(x: Array, weight: Array, bias: Array | None, out: Array) -> Shape:
+def _check(x: Array, weight: Array, bias: Array | None, out: Array) -> None:
     check_contiguous(weight=weight, out=out)
     (m, k), n = x.shape, len(weight)
     if weight.shape != (n, k) or (m and x.strides[1] != x.itemsize) or out.shape != (m, n):
@@ -133,16 +146,13 @@ def _shape(x: Array, weight: Array, bias: Array | None, out: Array) -> Shape:
     if x.dtype != weight.dtype or (bias is not None and bias.dtype != out.dtype):
         dtypes = ", ".join(str(array.dtype) for array in (x, weight, bias, out) if array is not None)
         raise ValueError(f"x and weight, bias and out must have equal dtypes, got {dtypes}")
-    stride = k if m <= 1 else x.strides[0] // x.itemsize
-    return Shape(m, n, k, stride, x.dtype.name, out.dtype.name, bias is not None)
 
 
-def _alignment(shape: Shape, arrays: Sequence[Array]) -> int:
+def _alignment(stride: int, x: Array, weight: Array, bias: Array | None, out: Array) -> int:
     """The largest power of two up to 16 that divides all addresses and row lengths in bytes."""
-    bits = _ALIGNMENT | shape.stride * int(arrays[0].itemsize)
-    for array in arrays:
-        bits |= address(array) | int(array.shape[-1] * array.itemsize)
-    return bits & -bits
+    bits = _ALIGNMENT | stride * x.itemsize | weight.strides[0] | out.strides[0]
+    bits |= x.data.ptr | weight.data.ptr | out.data.ptr | (0 if bias is None else bias.data.ptr)
+    return int(bits & -bits)
 
 
 _workspaces: dict[tuple[int, int], Array] = {}
@@ -153,7 +163,7 @@ def _stream_and_workspace() -> tuple[int, Array]:
     import cupy
 
     stream = int(cupy.cuda.get_current_stream().ptr)
-    key = (int(cupy.cuda.Device().id), stream)
+    key = (cupy.cuda.runtime.getDevice(), stream)
     if key not in _workspaces:
         _workspaces[key] = empty((_WORKSPACE_BYTES,), np.uint8)
     return stream, _workspaces[key]

@@ -36,7 +36,7 @@ def tune(weights: Sequence[Array], row_counts: Iterable[int], out_dtype: Any = N
         table().set(shape, fastest(shape, weights).name)
     if unknown:
         table().save()
-        _gemm.product.cache_clear()
+        _gemm.forget_products()
 
 
 def fastest(shape: Shape, weights: Sequence[Array], products: Sequence[_gemm.Product] = ()) -> _gemm.Product:

@@ -1,16 +1,22 @@
-"""What every CUDA launch in this package needs: type names, vector widths, kernel arguments."""
+"""What every CUDA launch in this package needs: type names, vector widths, kernel arguments.
+
+A step without a graph makes hundreds of launches, and a short prompt's waits for the host to make them. So what follows
+from shapes and dtypes alone is worked out once and kept as a :class:`Launch`.
+"""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from cupy_engine.device import Array
 from cupy_engine.ops import _compile
-from cupy_engine.ops._instantiations import vector_widths
 
-_TYPE_NAMES = {"float32": "float", "float16": "fp16", "bfloat16": "bf16"}
+BFLOAT16: Any = np.dtype(ml_dtypes.bfloat16)
+TYPE_NAMES: dict[Any, str] = {np.dtype(np.float32): "float", np.dtype(np.float16): "fp16", BFLOAT16: "bf16"}
 
 
 def type_name(array: Array) -> str:
@@ -20,9 +26,10 @@ def type_name(array: Array) -> str:
         TypeError: there are no kernels for it.
     """
     try:
-        return _TYPE_NAMES[array.dtype.name]
+        return TYPE_NAMES[array.dtype]
     except KeyError:
-        raise TypeError(f"no kernels for {array.dtype}; there are some for {', '.join(_TYPE_NAMES)}") from None
+        known = ", ".join(map(str, TYPE_NAMES))
+        raise TypeError(f"no kernels for {array.dtype}; there are some for {known}") from None
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> Array:
@@ -46,9 +53,11 @@ def address(array: Array) -> int:
 
 def vector_width(row_length: int, *arrays: Array) -> int:
     """Elements per memory access: 16 bytes of them if ``row_length`` and all arrays allow it, else 1."""
-    width = vector_widths(type_name(arrays[0]))[1]
-    is_aligned = row_length % width == 0 and all(address(array) % 16 == 0 for array in arrays)
-    return width if is_aligned else 1
+    width = 16 // int(arrays[0].itemsize)
+    bits = 0
+    for array in arrays:
+        bits |= array.data.ptr
+    return width if row_length % width == 0 and bits % 16 == 0 else 1
 
 
 def check_contiguous(**arrays: Array) -> None:
@@ -62,11 +71,41 @@ def check_contiguous(**arrays: Array) -> None:
             raise ValueError(f"{name} must be contiguous, got shape {array.shape} with strides {array.strides}")
 
 
+class Launch:
+    """A kernel with all of its launch but the arrays, which are its first parameters.
+
+    Args:
+        file, expression, shared_bytes: as for :func:`._compile.kernel`.
+        grid: up to three sizes.
+        block: threads.
+        scalars: the last parameters; integers travel as int32, floats as float32, NumPy's scalars as they are.
+    """
+
+    def __init__(
+        self, file: str, expression: str, grid: tuple[int, ...], block: int, *scalars: Any, shared_bytes: int = 0
+    ) -> None:
+        self._function = _function(file, expression, shared_bytes)
+        self._grid = grid
+        self._block = (block,)
+        self._scalars = _pack(scalars)
+        self._shared_bytes = shared_bytes
+
+    def __call__(self, *arrays: Any) -> None:
+        """Launch on the current stream; arrays travel as addresses."""
+        self._function(self._grid, self._block, arrays + self._scalars, shared_mem=self._shared_bytes)
+
+
 def launch(
     file: str, expression: str, grid: tuple[int, ...], block: int, *arguments: Any, shared_bytes: int = 0
 ) -> None:
-    """Launch a kernel on the current stream. Integers travel as int32, floats as float32; arrays as addresses."""
-    _compile.kernel(file, expression, shared_bytes)(grid, (block,), _pack(arguments), shared_mem=shared_bytes)
+    """Launch a kernel on the current stream with arguments in any order, packed as those of a :class:`Launch`."""
+    _function(file, expression, shared_bytes)(grid, (block,), _pack(arguments), shared_mem=shared_bytes)
+
+
+@functools.cache
+def _function(file: str, expression: str, shared_bytes: int) -> Any:
+    # The bare function: a RawKernel asks for the current device at every launch.
+    return _compile.kernel(file, expression, shared_bytes).kernel
 
 
 def _pack(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
