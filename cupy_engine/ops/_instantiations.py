@@ -145,3 +145,8 @@ INSTANTIATIONS: dict[str, tuple[str, ...]] = {
 
 # Files that need one architecture's own instructions; all others are for every architecture.
 ARCHITECTURES_OF = {"attention_prefill_sm90.cu": ("sm_90a",)}
+
+# Spilled registers cost memory traffic: a few bytes are harmless, and the prefill kernel of head size 128 keeps some
+# addresses in local memory, read once per 64 keys.
+DEFAULT_SPILL_BUDGET_BYTES = 16
+SPILL_BUDGET_BYTES = {"attention_prefill.cu": 256}

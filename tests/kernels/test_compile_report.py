@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from cupy_engine.ops import _compile
-from cupy_engine.ops._instantiations import ARCHITECTURES_OF, INSTANTIATIONS
+from cupy_engine.errors import EngineError
+from cupy_engine.ops import _compile, _compile_report
+from cupy_engine.ops._compile_report import ARCHITECTURES, CompiledFile, CompiledKernel, compile_all, compile_jobs
+from cupy_engine.ops._instantiations import ARCHITECTURES_OF, INSTANTIATIONS, SPILL_BUDGET_BYTES
 
-# Spilled registers cost memory traffic: a few bytes are harmless, and the prefill kernel of head size 128 keeps some
-# addresses in local memory, read once per 64 keys.
-DEFAULT_SPILL_BUDGET_BYTES = 16
-SPILL_BUDGET_BYTES = {"attention_prefill.cu": 256}
+HOPPER_ONLY = "attention_prefill_sm90.cu"
 
 
-@pytest.fixture(autouse=True)
-def _needs_nvrtc() -> None:
+@pytest.fixture(scope="module")
+def needs_nvrtc() -> None:
     nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed")
     pytest.importorskip("cuda.pathfinder", reason="the CUDA extra is not installed")
     try:
@@ -25,25 +25,90 @@ def _needs_nvrtc() -> None:
         pytest.skip(f"NVRTC is not installed: {error}")
 
 
-@pytest.mark.parametrize("arch", _compile.ARCHITECTURES)
-@pytest.mark.parametrize("file", sorted(INSTANTIATIONS))
-def test_instantiations_compile_and_stay_in_registers(file: str, arch: str) -> None:
-    report = _compile.compile_report([arch], [file])
-    if arch not in ARCHITECTURES_OF.get(file, (arch,)):
-        assert report == []
-        return
-    assert [result.error for result in report if result.error] == []
-    assert sorted(result.kernel for result in report) == sorted(INSTANTIATIONS[file])
-    assert all(result.registers > 0 for result in report)
-    budget = SPILL_BUDGET_BYTES.get(file, DEFAULT_SPILL_BUDGET_BYTES)
-    spilling = {r.kernel: r.spill_bytes for r in report if r.spill_bytes > budget}
-    assert spilling == {}
+@pytest.fixture(scope="module")
+def reports(needs_nvrtc: None) -> dict[tuple[str, str], CompiledFile]:
+    """All of them, built in parallel or taken from the cache folder."""
+    return {(report.file, report.arch): report for report in compile_all(compile_jobs())}
 
 
-def test_a_file_that_does_not_compile_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(INSTANTIATIONS, "norm.cu", ("norm<no_such_type, 1, 1, false, false>",))
-    (result,) = _compile.compile_report(["sm_80"], ["norm.cu"])
-    assert "no_such_type" in result.error
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("file", "arch"), compile_jobs())
+def test_instantiations_compile_and_stay_in_registers(
+    reports: dict[tuple[str, str], CompiledFile], file: str, arch: str
+) -> None:
+    kernels = reports[file, arch].kernels
+    assert [kernel.error for kernel in kernels if kernel.error] == []
+    assert sorted(kernel.kernel for kernel in kernels) == sorted(INSTANTIATIONS[file])
+    assert all(kernel.registers > 0 for kernel in kernels)
+    assert {kernel.kernel: kernel.fault for kernel in kernels if kernel.fault} == {}
+
+
+def test_every_file_is_built_for_every_architecture_that_has_it() -> None:
+    jobs = compile_jobs()
+    assert {file for file, _ in jobs} == set(INSTANTIATIONS)
+    assert [arch for file, arch in jobs if file == "norm.cu"] == list(ARCHITECTURES)
+    assert [arch for file, arch in jobs if file == HOPPER_ONLY] == list(ARCHITECTURES_OF[HOPPER_ONLY])
+    assert compile_jobs(["sm_80"], [HOPPER_ONLY, "rope.cu"]) == [("rope.cu", "sm_80")]
+
+
+def test_a_file_that_does_not_compile_is_reported_and_not_kept(
+    needs_nvrtc: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CUPY_ENGINE_CACHE", str(tmp_path))
+    monkeypatch.setitem(INSTANTIATIONS, "rope.cu", ("rope_and_write_kv<no_such_type, 1>",))
+    (report,) = compile_all([("rope.cu", "sm_80")])
+    (kernel,) = report.kernels
+    assert "no_such_type" in kernel.error
+    assert kernel.fault.startswith("does not compile: ")
+    assert list(tmp_path.rglob("*.json")) == []
+
+
+def test_reports_are_kept_until_a_source_changes(
+    needs_nvrtc: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CUPY_ENGINE_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "kernels"
+    folder.mkdir()
+    (folder / "own.cuh").write_text("__global__ void own(float* x) { *x = 1.0f; }")
+    (folder / "own.cu").write_text('#include "own.cuh"')
+    monkeypatch.setattr(_compile, "kernels_folder", lambda: folder)
+    monkeypatch.setattr(_compile_report, "kernels_folder", lambda: folder)
+    monkeypatch.setitem(INSTANTIATIONS, "own.cu", ("own",))
+    (first,) = compile_all([("own.cu", "sm_90a")])
+    assert [kernel.fault for kernel in first.kernels] == [""]
+
+    with monkeypatch.context() as broken:
+        broken.setattr(_compile_report, "compile_file", lambda file, arch: pytest.fail("compiled again"))
+        assert list(compile_all([("own.cu", "sm_90a")])) == [first]
+    (folder / "own.cuh").write_text("__global__ void own(float* x) { *x = y; }")
+    (second,) = compile_all([("own.cu", "sm_90a")])
+    assert '"y" is undefined' in second.kernels[0].fault
+
+
+@pytest.mark.parametrize(
+    ("kernel", "fault"),
+    [
+        (CompiledKernel("norm.cu", "norm<float>", "sm_80", spill_bytes=16), ""),
+        (CompiledKernel("norm.cu", "norm<float>", "sm_80", spill_bytes=24), "spills 24 bytes, its budget is 16"),
+        (CompiledKernel("attention_prefill.cu", "k", "sm_80", spill_bytes=256), ""),
+        (
+            CompiledKernel("norm.cu", "k", "sm_80", error="note\nx.cu(1): error: no\nmore"),
+            "not compile: x.cu(1): error",
+        ),
+    ],
+)
+def test_faults(kernel: CompiledKernel, fault: str) -> None:
+    assert (fault in kernel.fault) if fault else kernel.fault == ""
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy_backends.cuda.libs", None)
+    with pytest.raises(EngineError, match=r"CuPy is not installed; python -m pip install 'cupy-engine\[cuda12\]'"):
+        list(compile_all([("rope.cu", "sm_80")]))
+
+
+def test_budgets_are_of_files_that_exist() -> None:
+    assert set(SPILL_BUDGET_BYTES) <= set(INSTANTIATIONS)
 
 
 def test_every_kernel_file_is_listed() -> None:
