@@ -39,7 +39,8 @@ class CudaBackend:
     def name(self) -> str:
         return f"CUDA ({self.device.description})"
 
-    def dtype(self, config: EngineConfig, model: ModelConfig) -> Any:
+    @staticmethod
+    def dtype(config: EngineConfig, model: ModelConfig) -> Any:
         """``auto`` is what the model was stored in, or bfloat16 for one stored in float32."""
         if config.dtype != "auto":
             return DTYPES[config.dtype]
