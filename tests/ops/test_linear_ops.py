@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cupy_engine.ops import _tiled_matmul, _vector_product
-from cupy_engine.ops._vector_product import VectorProduct
+from cupy_engine.ops._vector_product import vector_product
 from cupy_engine.ops.embedding import embedding
 from cupy_engine.ops.linear import linear
 
@@ -49,21 +49,16 @@ def test_dtypes(dtype: Any) -> None:
     check(x, weight, bias, TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("shape", [(960, 576), (3072, 576), (1003, 1001), (1, 500_000)])
-def test_slow_vector_products_are_shared_for_a_while(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("min_shared_bytes", [0, 1 << 40])
+@pytest.mark.parametrize("shape", [(960, 576), (1003, 1001), (1, 500_000), (3, 0)])
+def test_vector_products_alone_and_shared(
+    shape: tuple[int, int], min_shared_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_vector_product, "_MIN_SHARED_BYTES", min_shared_bytes)
     rng = np.random.default_rng(4)
     weight, x = rng.standard_normal(shape, dtype=np.float32), rng.standard_normal(shape[1], dtype=np.float32)
     expected = weight.astype(np.float64) @ x
-    shared: list[int] = []
-    in_parts = _vector_product._in_parts
-    monkeypatch.setattr(_vector_product, "_in_parts", lambda w, v: shared.append(1) or in_parts(w, v))
-    monkeypatch.setattr(_vector_product, "_PRODUCTS_TO_AVOID", 3)
-    for bytes_per_s, num_shared in ((1e30, 6), (1e-30, 0)):
-        monkeypatch.setattr(_vector_product, "_SLOW_BYTES_PER_S", bytes_per_s)
-        vector_product, shared[:] = VectorProduct(), []
-        for _ in range(8):
-            np.testing.assert_allclose(vector_product(weight, x), expected, atol=1e-5 * np.abs(expected).max())
-        assert len(shared) == num_shared, "of eight products, three after each slow one"
+    np.testing.assert_allclose(vector_product(weight, x), expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_embedding_takes_rows_and_clamps_ids() -> None:
