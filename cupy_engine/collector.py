@@ -90,6 +90,8 @@ class RequestCollector:
         now_s = time.monotonic()
         if self._metrics.first_token_time_s is None and output.token_ids:
             self._metrics.first_token_time_s = now_s
+        if output.scheduled_time_s is not None:
+            self._metrics.scheduled_time_s = output.scheduled_time_s
         if output.prompt_logprobs is not None:
             self._prompt_logprobs = [
                 None if found is None else self._decode_logprobs(found) for found in output.prompt_logprobs

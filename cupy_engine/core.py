@@ -32,6 +32,7 @@ class CoreInfo:
     weight_bytes: int
     kv_cache_bytes: int
     load_time_s: float
+    gpu_ids: tuple[str, ...] = ()  # PCI bus ids
 
     def describe(self) -> str:
         """One line with the memory plan."""
@@ -94,6 +95,7 @@ class EngineCore:
         try:
             self.scheduler.add(request)
         except InvalidRequestError as error:
+            self.metrics.on_rejected("invalid")
             return _refusal(
                 request, SequenceOutput(request_id="", error_kind="invalid", error_param=error.param), error
             )

@@ -37,7 +37,7 @@ def build_core(config: EngineConfig, files: ModelFiles) -> EngineCore:
     memory = backend.plan_memory(config, model_config, model, dtype)
     executor = backend.executor(config, model_config, model, memory, dtype)
     name = config.served_model_name or files.name
-    metrics = EngineMetrics(name)
+    metrics = EngineMetrics()
     costs = PreemptionCosts(config.preemption_mode, memory.bytes_per_block, backend.copy_bytes_per_s())
     mixed = config.max_num_mixed_tokens or backend.max_num_mixed_tokens
     scheduler = _build_scheduler(config, model_config, memory, costs, mixed, metrics)
@@ -50,6 +50,7 @@ def build_core(config: EngineConfig, files: ModelFiles) -> EngineCore:
         weight_bytes=model.weights.num_bytes,
         kv_cache_bytes=memory.num_blocks * memory.bytes_per_block,
         load_time_s=time.monotonic() - start_s,
+        gpu_ids=() if backend.device.pci_bus_id is None else (backend.device.pci_bus_id,),
     )
     logger.info("%s", info.describe())
     depth = config.max_steps_in_flight or backend.max_steps_in_flight

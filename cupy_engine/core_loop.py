@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from cupy_engine.core import EngineCore
+from cupy_engine.live_view import live_view
 from cupy_engine.messages import AbortRequest, Command, GenerateRequest, Reply, StatsReply, StatsRequest
 
 logger = logging.getLogger("cupy_engine")
@@ -70,5 +71,10 @@ class CoreLoop:
             self.core.abort(command)
             return None
         assert isinstance(command, StatsRequest)
-        text = self.core.metrics.render(self.core.scheduler)
-        return StatsReply(token=command.token, stats=self.core.stats(), prometheus_text=text)
+        scheduler = self.core.scheduler
+        return StatsReply(
+            token=command.token,
+            stats=self.core.stats(),
+            metrics=self.core.metrics.snapshot(scheduler),
+            live=live_view(scheduler) if command.wants_live else None,
+        )

@@ -44,6 +44,10 @@ class CudaDevice:
         properties = self.xp.cuda.runtime.getDeviceProperties(self.index)
         return str(properties["name"].decode())
 
+    @property
+    def pci_bus_id(self) -> str:
+        return str(self._device.pci_bus_id)
+
     def asarray(self, host: np.ndarray, dtype: Any = None) -> Array:
         """Copy to the GPU, C-ordered; the conversion to ``dtype`` happens there."""
         array = self.xp.asarray(host)

@@ -20,6 +20,10 @@ class Device(Protocol):
     @property
     def xp(self) -> Any: ...
 
+    @property
+    def pci_bus_id(self) -> str | None:
+        """The GPU's name to the driver's tools; ``None`` where there is no GPU."""
+
     def asarray(self, host: np.ndarray, dtype: Any = None) -> Array:
         """Bring a host array over, converted to ``dtype`` if given."""
 
@@ -39,6 +43,7 @@ class NumpyDevice:
 
     name = "cpu"
     xp = np
+    pci_bus_id = None
 
     def __init__(self) -> None:
         keep_freed_memory()

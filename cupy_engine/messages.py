@@ -43,10 +43,11 @@ class AbortRequest(msgspec.Struct, kw_only=True, omit_defaults=True, tag="abort"
     index: int | None = None
 
 
-class StatsRequest(msgspec.Struct, kw_only=True, tag="stats"):
-    """Ask for a :class:`StatsReply`; ``token`` comes back in it."""
+class StatsRequest(msgspec.Struct, kw_only=True, omit_defaults=True, tag="stats"):
+    """Ask for a :class:`StatsReply`; ``token`` comes back in it, and ``live`` if ``wants_live``."""
 
     token: int
+    wants_live: bool = False
 
 
 Command = GenerateRequest | AbortRequest | StatsRequest
@@ -68,7 +69,8 @@ class SequenceOutput(msgspec.Struct, kw_only=True, omit_defaults=True, tag="outp
     """What one step added to sequence ``index`` of a request.
 
     ``prompt_logprobs`` comes once, with sequence 0's first output: one entry per prompt token, ``None`` for the first.
-    ``num_cached_tokens`` (prompt tokens found in the prefix cache) likewise.
+    ``num_cached_tokens`` (prompt tokens found in the prefix cache) and ``scheduled_time_s`` (when the request left the
+    queue, monotonic) likewise.
     ``stop_reason``: the stop token id that ended the sequence, if it was not the end-of-sequence token.
     With ``finish_reason == "error"``, ``error`` and ``error_kind`` say why and ``index`` stands for all sequences.
     """
@@ -79,6 +81,7 @@ class SequenceOutput(msgspec.Struct, kw_only=True, omit_defaults=True, tag="outp
     logprobs: list[TokenLogprobs] = []
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     num_cached_tokens: int = 0
+    scheduled_time_s: float | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None
     error: str | None = None
@@ -101,12 +104,53 @@ class EngineStats(msgspec.Struct, kw_only=True):
     num_preemptions_swap: int = 0
 
 
+class HistogramCounts(msgspec.Struct, array_like=True):
+    """Observations up to each of ``bounds``, not cumulative; the last of ``counts`` is those beyond all bounds."""
+
+    bounds: tuple[float, ...]
+    counts: list[int]
+    sum: float
+
+
+class Metric(msgspec.Struct, array_like=True):
+    """A metric at one moment: ``values`` by the value of ``label`` ("" where it has none), or a histogram."""
+
+    kind: Literal["counter", "gauge", "histogram"]
+    name: str
+    text: str
+    values: dict[str, float] = {}
+    label: str = ""
+    histogram: HistogramCounts | None = None
+
+
+class LiveSequence(msgspec.Struct, array_like=True):
+    """How far a running sequence is, in tokens: its prompt, what has been generated, what has its KV computed."""
+
+    num_prompt: int
+    num_output: int
+    num_computed: int
+
+
+class LiveView(msgspec.Struct, kw_only=True):
+    """What the engine looks like at one moment, for people to watch.
+
+    ``blocks``: one character per KV block, ``.`` empty, ``c`` free but cached, a digit how many sequences use it (9: or
+    more). Of a large pool it shows every ``blocks_step``-th block. ``sequences``: the first that run.
+    """
+
+    blocks: str
+    blocks_step: int
+    sequences: list[LiveSequence]
+    num_prefilling: int
+
+
 class StatsReply(msgspec.Struct, kw_only=True, tag="stats"):
-    """The answer to :class:`StatsRequest`: counters, and the Prometheus page rendered by the engine."""
+    """The answer to :class:`StatsRequest`."""
 
     token: int
     stats: EngineStats
-    prometheus_text: bytes
+    metrics: list[Metric] = []
+    live: LiveView | None = None
 
 
 Reply = SequenceOutput | StatsReply

@@ -1,6 +1,7 @@
-"""What the engine counts, under vLLM's names with the prefix ``cupy_engine:``, rendered for Prometheus.
+"""What the engine counts, under vLLM's names.
 
-Counting happens in every step, so it is a list increment; prometheus_client is only asked to render the page.
+Counting happens in every step, so it is a list increment. Whoever asks gets a snapshot; rendering it for Prometheus is
+the asker's work (``server/metrics_page.py``), so that it costs the engine's loop no time.
 """
 
 from __future__ import annotations
@@ -8,17 +9,16 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from cupy_engine.messages import EngineStats
+from cupy_engine.messages import EngineStats, HistogramCounts, Metric
 from cupy_engine.request import Request, Sequence
 from cupy_engine.scheduler_listener import PreemptionKind, SchedulerListener
 
 if TYPE_CHECKING:
     from cupy_engine.scheduler import Scheduler
 
-PREFIX = "cupy_engine:"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 _SMALL = (1, 2, 4, 8, 16)
@@ -36,20 +36,14 @@ class Histogram:
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
-    def snapshot(self) -> tuple[list[tuple[str, float]], float]:
-        """Cumulative (upper bound, count) pairs and the sum, as Prometheus wants them."""
-        total, buckets = 0, []
-        for bound, count in zip((*map(str, map(float, self._bounds)), "+Inf"), self._counts, strict=True):
-            total += count
-            buckets.append((bound, float(total)))
-        return buckets, self._sum
+    def snapshot(self) -> HistogramCounts:
+        return HistogramCounts(self._bounds, self._counts.copy(), self._sum)
 
 
 class EngineMetrics(SchedulerListener):
     """Counters and histograms of one engine since its start."""
 
-    def __init__(self, model_name: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._labels = [model_name]
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._counters: Counter[str] = Counter()
         self._finished: Counter[str] = Counter()
@@ -75,6 +69,11 @@ class EngineMetrics(SchedulerListener):
     def on_preempted(self, how: PreemptionKind) -> None:
         self._preemptions[how] += 1
 
+    def on_draft(self, num_tokens: int, num_accepted: int) -> None:
+        self._counters["spec_decode_num_drafts"] += 1
+        self._counters["spec_decode_num_draft_tokens"] += num_tokens
+        self._counters["spec_decode_num_accepted_tokens"] += num_accepted
+
     def on_token(self, sequence: Sequence) -> None:
         request, now_s = sequence.request, self._clock()
         self._counters["generation_tokens"] += 1
@@ -93,10 +92,11 @@ class EngineMetrics(SchedulerListener):
         request = sequence.request
         if not request.is_finished:
             return
-        now_s, num_output = self._clock(), sequence.num_output_tokens
+        now_s, num_output = self._clock(), len(sequence.token_ids) - sequence.num_prompt_tokens
         self._finished[request.sequences[0].finish_reason or "error"] += 1
         self._histograms["e2e_request_latency_seconds"].observe(now_s - request.arrival_time_s)
-        self._histograms["request_generation_tokens"].observe(num_output)
+        num_generated = sum(len(each.token_ids) - each.num_prompt_tokens for each in request.sequences)
+        self._histograms["request_generation_tokens"].observe(num_generated)
         if request.first_token_time_s is not None:
             decode_s = now_s - request.first_token_time_s
             self._histograms["request_decode_time_seconds"].observe(decode_s)
@@ -133,68 +133,41 @@ class EngineMetrics(SchedulerListener):
             num_preemptions_swap=self._preemptions["swap"],
         )
 
-    def render(self, scheduler: Scheduler) -> bytes:
-        """The page for ``/metrics``, in Prometheus's text format."""
-        from prometheus_client import CollectorRegistry, generate_latest
+    def snapshot(self, scheduler: Scheduler) -> list[Metric]:
+        """Everything for ``/metrics``, in the page's order."""
+        histograms = ((name, text, self._histograms[name].snapshot()) for name, (_, text) in _HISTOGRAMS.items())
+        return [
+            *self._gauges(scheduler),
+            *(Metric("counter", name, text, {"": self._counters[name]}) for name, text in _COUNTERS.items()),
+            *self._labelled(),
+            *(Metric("histogram", name, text, histogram=counts) for name, text, counts in histograms),
+        ]
 
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Page(list(self._families(scheduler))))
-        return generate_latest(registry)
-
-    def _families(self, scheduler: Scheduler) -> Iterator[Any]:
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-
-        for name, (text, value) in self._gauges(scheduler).items():
-            gauge = GaugeMetricFamily(PREFIX + name, text, labels=["model_name"])
-            gauge.add_metric(self._labels, value)
-            yield gauge
-        for name, text in _COUNTERS.items():
-            counter = CounterMetricFamily(PREFIX + name, text, labels=["model_name"])
-            counter.add_metric(self._labels, self._counters[name])
-            yield counter
-        for name, (text, label, values, known) in self._labelled().items():
-            counter = CounterMetricFamily(PREFIX + name, text, labels=["model_name", label])
-            for value in known:
-                counter.add_metric([*self._labels, value], values[value])
-            yield counter
-        for name, (_, text) in _HISTOGRAMS.items():
-            histogram = HistogramMetricFamily(PREFIX + name, text, labels=["model_name"])
-            buckets, total = self._histograms[name].snapshot()
-            histogram.add_metric(self._labels, buckets, total)
-            yield histogram
-
-    def _gauges(self, scheduler: Scheduler) -> dict[str, tuple[str, float]]:
+    def _gauges(self, scheduler: Scheduler) -> list[Metric]:
         stats = self.stats(scheduler)
         usage = 1 - stats.num_free_kv_blocks / stats.num_kv_blocks
-        return {
-            "num_requests_running": ("Sequences that run.", stats.num_running),
-            "num_requests_waiting": ("Sequences that wait.", stats.num_waiting),
-            "num_requests_swapped": ("Waiting sequences whose KV is on the host.", stats.num_swapped),
-            "kv_cache_usage_perc": ("Share of KV blocks in use, 0 to 1; cached but free blocks are free.", usage),
-        }
+        values = (
+            ("num_requests_running", "Sequences that run.", stats.num_running),
+            ("num_requests_waiting", "Sequences that wait.", stats.num_waiting),
+            ("num_requests_swapped", "Waiting sequences whose KV is on the host.", stats.num_swapped),
+            ("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1; cached but free blocks are free.", usage),
+        )
+        return [Metric("gauge", name, text, {"": value}) for name, text, value in values]
 
-    def _labelled(self) -> dict[str, tuple[str, str, Counter[str], tuple[str, ...]]]:
-        return {
-            "num_preemptions": ("Preemptions.", "by", self._preemptions, ("recompute", "swap")),
-            "request_success": (
-                "Ended requests.",
-                "finished_reason",
-                self._finished,
-                ("stop", "length", "abort", "error"),
-            ),
-            "admission_rejections": ("Refused requests.", "reason", self._rejections, ("queue_full",)),
-        }
+    def _labelled(self) -> list[Metric]:
+        """Counters with a label of their own; values that are known are there from the start, at zero."""
+        known = (
+            ("num_preemptions", "Preemptions.", "by", self._preemptions, ("recompute", "swap")),
+            ("request_success", "Ended requests.", "finished_reason", self._finished, _FINISH_REASONS),
+            ("admission_rejections", "Refused requests.", "reason", self._rejections, ("queue_full", "invalid")),
+        )
+        return [
+            Metric("counter", name, text, dict.fromkeys(values, 0.0) | counts, label)
+            for name, text, label, counts, values in known
+        ]
 
 
-class _Page:
-    """A prometheus_client collector of families made already."""
-
-    def __init__(self, families: list[Any]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterator[Any]:
-        return iter(self._families)
-
+_FINISH_REASONS = ("stop", "length", "abort", "error")
 
 _COUNTERS = {
     "prompt_tokens": "Prompt tokens of admitted requests.",
@@ -203,6 +176,9 @@ _COUNTERS = {
     "prefix_cache_queries": "Prompt tokens looked up in the prefix cache.",
     "prefix_cache_hits": "Prompt tokens found in the prefix cache.",
     "deadline_exceeded": "Requests ended by their deadline.",
+    "spec_decode_num_drafts": "Drafts proposed by speculative decoding.",
+    "spec_decode_num_draft_tokens": "Tokens in these drafts.",
+    "spec_decode_num_accepted_tokens": "Draft tokens that the model accepted.",
 }
 
 _HISTOGRAMS: dict[str, tuple[tuple[float, ...], str]] = {

@@ -54,6 +54,7 @@ class RequestMetrics:
     """Times on the host's monotonic clock, in seconds."""
 
     arrival_time_s: float
+    scheduled_time_s: float | None = None
     first_token_time_s: float | None = None
     finish_time_s: float | None = None
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import bisect
 import logging
+from collections.abc import Sequence as Many
 
 from cupy_engine.admission import Admission
 from cupy_engine.block_manager import BlockManager
@@ -77,6 +78,11 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         return len(self._requests) > 0
+
+    @property
+    def running(self) -> Many[Sequence]:
+        """The sequences that have seats, first the one that makes room last."""
+        return self._running
 
     @property
     def num_running(self) -> int:
@@ -282,6 +288,7 @@ class Scheduler:
         )
         if sequence.index == 0 and len(sequence.token_ids) == sequence.num_prompt_tokens + 1:
             output.num_cached_tokens = request.num_cached_tokens
+            output.scheduled_time_s = request.first_scheduled_time_s
             if request.wants_prompt_logprobs:
                 output.prompt_logprobs = request.prompt_logprobs
                 request.wants_prompt_logprobs = False

@@ -17,6 +17,9 @@ class SchedulerListener:
 
     def on_preempted(self, how: PreemptionKind) -> None: ...
 
+    def on_draft(self, num_tokens: int, num_accepted: int) -> None:
+        """A proposer drafted ``num_tokens``, of which the model took ``num_accepted``."""
+
     def on_token(self, sequence: Sequence) -> None:
         """A token was drawn and is the last of ``sequence.token_ids``."""
 

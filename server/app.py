@@ -14,6 +14,7 @@ from .api_errors import ApiError, ClientGoneError, to_api_error
 from .generation import Service
 from .openai_api import openai_blueprint
 from .operations import operations_blueprint
+from .watch import watch_blueprint
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ def create_app(service: Service) -> Flask:
     app.register_error_handler(Exception, lambda error: to_api_error(error).response())
     app.register_blueprint(openai_blueprint(service))
     app.register_blueprint(operations_blueprint(service))
+    app.register_blueprint(watch_blueprint(service))
     return app
 
 

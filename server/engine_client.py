@@ -132,13 +132,23 @@ class EngineClient:
         self.forget(request_ids)
         self.send([AbortRequest(request_id=request_id) for request_id in request_ids])
 
-    def stats(self, timeout_s: float = STATS_TIMEOUT_S) -> StatsReply:
-        """Raises EngineDeadError if the engine does not answer in time."""
+    @property
+    def status(self) -> EngineStatus | None:
+        """The engine's latest answer, if there was one."""
+        self.connect()
+        return self._connection.status
+
+    def stats(self, timeout_s: float = STATS_TIMEOUT_S, *, wants_live: bool = False) -> StatsReply:
+        """Counters and metrics, and with ``wants_live`` a picture of the moment.
+
+        Raises:
+            EngineDeadError: the engine does not answer in time.
+        """
         self.require_ready()
         token = wire.stats_token(self._client_id, next(self._serials))
         box = self._stats_boxes[token] = queue.SimpleQueue()
         try:
-            self.send([StatsRequest(token=token)])
+            self.send([StatsRequest(token=token, wants_live=wants_live)])
             return box.get(timeout=timeout_s)
         except queue.Empty:
             raise EngineDeadError("the engine does not answer: it is busy with a long step, or stuck") from None

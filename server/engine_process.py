@@ -108,6 +108,7 @@ class EngineServer:
             backend=self._core.info.backend,
             num_kv_blocks=self._core.info.num_kv_blocks,
             max_model_len=self._core.info.max_model_len,
+            gpu_ids=self._core.info.gpu_ids,
         )
 
     def close(self) -> None:

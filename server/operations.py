@@ -19,12 +19,11 @@ from .protocol import DetokenizeRequest, TokenizeRequest
 
 
 def operations_blueprint(service: Service) -> Blueprint:
-    """``/health``, ``/ready``, ``/version``, ``/metrics``, ``/load``, ``/tokenize``, ``/detokenize``."""
+    """``/health``, ``/ready``, ``/version``, ``/load``, ``/tokenize``, ``/detokenize``."""
     routes, api = Blueprint("operations", __name__), Operations(service)
     routes.get("/health")(api.health)
     routes.get("/ready")(api.ready)
     routes.get("/version")(api.version)
-    routes.get("/metrics")(api.metrics)
     routes.get("/load")(api.load)
     routes.post("/tokenize")(api.tokenize)
     routes.post("/detokenize")(api.detokenize)
@@ -47,11 +46,6 @@ class Operations:
 
     def version(self) -> Response:
         return json_response({"version": __version__})
-
-    def metrics(self) -> Response:
-        """The engine's page, so it is the same whichever worker answers."""
-        page = self._service.client.stats().prometheus_text
-        return Response(page, content_type="text/plain; version=0.0.4; charset=utf-8")
 
     def load(self) -> Response:
         stats = self._service.client.stats().stats

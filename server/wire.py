@@ -43,6 +43,7 @@ class EngineStatus(msgspec.Struct, kw_only=True, tag="status"):
     backend: str = ""
     num_kv_blocks: int = 0
     max_model_len: int = 0
+    gpu_ids: tuple[str, ...] = ()
 
 
 encode = msgspec.msgpack.encode

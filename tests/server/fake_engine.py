@@ -13,6 +13,7 @@ from cupy_engine.messages import (
     Command,
     EngineStats,
     GenerateRequest,
+    Metric,
     SequenceOutput,
     StatsReply,
     TokenLogprobs,
@@ -60,8 +61,12 @@ class FakeEngineClient(EngineClient):
     def abort(self, request_ids: Sequence[str]) -> None:
         self.aborted.extend(request_ids)
 
-    def stats(self, timeout_s: float = 1.0) -> StatsReply:
-        return StatsReply(token=1, stats=EngineStats(num_running=2, num_waiting=3), prometheus_text=b"fake 1\n")
+    status = None
+
+    def stats(self, timeout_s: float = 1.0, *, wants_live: bool = False) -> StatsReply:
+        self.require_ready()
+        metrics = [Metric("gauge", "fake", "For tests.", {"": 1})]
+        return StatsReply(token=1, stats=EngineStats(num_running=2, num_waiting=3), metrics=metrics)
 
 
 def says(token_ids: Sequence[int], *, finish_reason: str | None = "stop", eos: int | None = None) -> Script:

@@ -74,7 +74,7 @@ def test_health(api: Api, state: str, health: int, ready: int) -> None:
 def test_version_metrics_load(api: Api) -> None:
     assert api.http.get("/version").get_json() == {"version": __version__}
     page = api.http.get("/metrics")
-    assert page.data == b"fake 1\n"
+    assert b'cupy_engine:fake{engine="0",model_name="smollm2-135m"} 1.0' in page.data
     assert page.content_type.startswith("text/plain; version=0.0.4")
     load = api.http.get("/load").get_json()
     assert (load["server_load"], load["num_requests_running"]) == (5, 2)
