@@ -39,12 +39,10 @@ struct Pipeline {
     __device__ __forceinline__ void wait_empty(int step) const {
         barrier_wait(empty + 8 * (step % STAGES), step / STAGES % 2 ^ 1);
     }
+    __device__ __forceinline__ void signal_full(int step) const { barrier_arrive_after_copies(full + 8 * (step % STAGES)); }
     __device__ __forceinline__ void wait_full(int step) const {
         barrier_wait(full + 8 * (step % STAGES), step / STAGES % 2);
-    }
-    __device__ __forceinline__ void signal_full(int step) const {
         fence_for_wgmma();
-        barrier_arrive(full + 8 * (step % STAGES));
     }
     __device__ __forceinline__ void signal_empty(int step) const {
         if (threadIdx.x % WARP_SIZE == 0) barrier_arrive(empty + 8 * (step % STAGES));
@@ -87,7 +85,7 @@ __device__ __forceinline__ void load_keys(const AttentionInputs& in, const void*
     }
 }
 
-/* Warpgroup 0: groups of copies in the order K0 (with Q), V0, K1, V1, …; each is signalled two groups later. */
+/* Warpgroup 0: Q, K0, V0, K1, V1, …; the copies themselves signal their completion, Q together with K0. */
 template <typename T, int D, int KEYS, typename L>
 __device__ __forceinline__ void produce(const AttentionInputs& in, const QueryTile& tile, const Steps& steps,
                                         uint32 shared, const Pipeline& k_pipeline, const Pipeline& v_pipeline) {
@@ -100,30 +98,27 @@ __device__ __forceinline__ void produce(const AttentionInputs& in, const QueryTi
         const uint32 stage = step % STAGES * L::KEY_BYTES;
         k_pipeline.wait_empty(step);
         load_keys<T, D, KEYS, L>(in, in.k_cache, tile, steps, first_key, blocks, first_lane, shared + L::K_OFFSET + stage);
-        cp_async_commit();
-        cp_async_wait<2>();
-        if (step > 0) k_pipeline.signal_full(step - 1);
+        k_pipeline.signal_full(step);
         v_pipeline.wait_empty(step);
         load_keys<T, D, KEYS, L>(in, in.v_cache, tile, steps, first_key, blocks, first_lane, shared + L::V_OFFSET + stage);
-        cp_async_commit();
-        cp_async_wait<2>();
-        if (step > 0) v_pipeline.signal_full(step - 1);
+        v_pipeline.signal_full(step);
     }
-    cp_async_wait<1>();
-    k_pipeline.signal_full(steps.count - 1);
-    cp_async_wait<0>();
-    v_pipeline.signal_full(steps.count - 1);
 }
+
+/* The two computing warpgroups take turns at the tensor cores, so that one's softmax falls into the other's products. */
+__device__ __forceinline__ void await_turn(int warpgroup) { named_barrier_sync(1 + warpgroup, 2 * GROUP_THREADS); }
+__device__ __forceinline__ void give_turn(int warpgroup) { named_barrier_arrive(1 + warpgroup, 2 * GROUP_THREADS); }
 
 /* Begins S = Q K' of a warpgroup's rows. */
 template <typename T, int D, int KEYS>
 __device__ __forceinline__ void begin_scores(float (&scores)[KEYS / 8][4], uint32 queries, uint32 keys) {
+    const uint64 q = operand(queries, 16), k = operand(keys, 16);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < D / 16; ++i) {
         const int panel = i / 4, column_bytes = i % 4 * 32;
-        wgmma<T>(scores, operand(queries + panel * ROWS * PANEL_ROW_BYTES + column_bytes, 16),
-                 operand(keys + panel * KEYS * PANEL_ROW_BYTES + column_bytes, 16), i > 0);
+        wgmma<T>(scores, advanced(q, panel * ROWS * PANEL_ROW_BYTES + column_bytes),
+                 advanced(k, panel * KEYS * PANEL_ROW_BYTES + column_bytes), i > 0);
     }
     wgmma_commit();
 }
@@ -131,26 +126,27 @@ __device__ __forceinline__ void begin_scores(float (&scores)[KEYS / 8][4], uint3
 /* Begins O += P V of a warpgroup's rows. */
 template <typename T, int D, int KEYS>
 __device__ __forceinline__ void begin_outputs(float (&out)[D / 8][4], const uint32 (&weights)[KEYS / 16][4], uint32 values) {
+    const uint64 v = operand(values, KEYS * PANEL_ROW_BYTES);
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < KEYS / 16; ++k) {
-        const uint32 rows = values + 16 * k * PANEL_ROW_BYTES;
+        const uint64 rows = advanced(v, 16 * k * PANEL_ROW_BYTES);
         if constexpr (D <= 128) {
-            wgmma_transposed<T>(out, weights[k], operand(rows, KEYS * PANEL_ROW_BYTES));
+            wgmma_transposed<T>(out, weights[k], rows);
         } else {
             float(&halves)[2][D / 16][4] = reinterpret_cast<float(&)[2][D / 16][4]>(out);
-            wgmma_transposed<T>(halves[0], weights[k], operand(rows, KEYS * PANEL_ROW_BYTES));
-            wgmma_transposed<T>(halves[1], weights[k], operand(rows + 2 * KEYS * PANEL_ROW_BYTES, KEYS * PANEL_ROW_BYTES));
+            wgmma_transposed<T>(halves[0], weights[k], rows);
+            wgmma_transposed<T>(halves[1], weights[k], advanced(rows, 2 * KEYS * PANEL_ROW_BYTES));
         }
     }
     wgmma_commit();
 }
 
 /* Warpgroups 1 and 2. */
-template <typename T, int D, int KEYS, typename L>
+template <typename T, int D, int KEYS, bool TURNS, typename L>
 __device__ __forceinline__ void consume(const AttentionInputs& in, const QueryTile& tile, const Steps& steps,
                                         uint32 shared, const Pipeline& k_pipeline, const Pipeline& v_pipeline) {
-    const int warpgroup = threadIdx.x / GROUP_THREADS - 1;
+    const int warpgroup = __shfl_sync(FULL_WARP, threadIdx.x / GROUP_THREADS - 1, 0);  // so that operands are uniform
     const int warp_row = warpgroup * GROUP_ROWS + threadIdx.x % GROUP_THREADS / WARP_SIZE * 16;
     const uint32 queries = shared + warpgroup * GROUP_ROWS * PANEL_ROW_BYTES;
     const ScoreScale scale(in);
@@ -176,24 +172,29 @@ __device__ __forceinline__ void consume(const AttentionInputs& in, const QueryTi
                 weights[k][i] = pack<T>(scores[0][2 * k + i / 2][i % 2 * 2], scores[0][2 * k + i / 2][i % 2 * 2 + 1]);
     };
 
+    if (TURNS && warpgroup == 1) give_turn(0);
     k_pipeline.wait_full(0);
     begin_scores<T, D, KEYS>(scores[0], queries, shared + L::K_OFFSET);
     wgmma_wait<0>();
-    accumulators_ready(scores[0]);
+    pin(scores[0]);
     k_pipeline.signal_empty(0);
     weigh(0);
     round_weights();
     for (int step = 1; step < steps.count; ++step) {
         k_pipeline.wait_full(step);
+        if (TURNS) await_turn(warpgroup);
         begin_scores<T, D, KEYS>(scores[0], queries, shared + L::K_OFFSET + step % STAGES * L::KEY_BYTES);
         v_pipeline.wait_full(step - 1);
         begin_outputs<T, D, KEYS>(softmax.out[0], weights, shared + L::V_OFFSET + (step - 1) % STAGES * L::KEY_BYTES);
+        if (TURNS) give_turn(1 - warpgroup);
         wgmma_wait<1>();
-        accumulators_ready(scores[0]);
+        pin(scores[0]);
         k_pipeline.signal_empty(step);
         weigh(step);
+        pin(scores[0]);
+        finish_before_wait(softmax.sum[0][0] + softmax.sum[0][1]);  // the softmax, while P V is under way
         wgmma_wait<0>();
-        accumulators_ready(softmax.out[0]);
+        pin(softmax.out[0]);
         v_pipeline.signal_empty(step - 1);
         softmax.rescale(shrink);
         round_weights();
@@ -201,11 +202,11 @@ __device__ __forceinline__ void consume(const AttentionInputs& in, const QueryTi
     v_pipeline.wait_full(steps.count - 1);
     begin_outputs<T, D, KEYS>(softmax.out[0], weights, shared + L::V_OFFSET + (steps.count - 1) % STAGES * L::KEY_BYTES);
     wgmma_wait<0>();
-    accumulators_ready(softmax.out[0]);
+    pin(softmax.out[0]);
     softmax.template store_to<T>(in, tile, warp_row);
 }
 
-template <typename T, int D, int KEYS>
+template <typename T, int D, int KEYS, bool TURNS>
 __global__ void __launch_bounds__(THREADS, 1) attention_prefill_sm90(AttentionInputs in) {
     using L = Layout<D, KEYS>;
     __shared__ uint64 barriers[2][2 * STAGES];
@@ -224,6 +225,6 @@ __global__ void __launch_bounds__(THREADS, 1) attention_prefill_sm90(AttentionIn
         produce<T, D, KEYS, L>(in, tile, steps, shared, k_pipeline, v_pipeline);
     } else {
         claim_registers<232>();
-        consume<T, D, KEYS, L>(in, tile, steps, shared, k_pipeline, v_pipeline);
+        consume<T, D, KEYS, TURNS, L>(in, tile, steps, shared, k_pipeline, v_pipeline);
     }
 }

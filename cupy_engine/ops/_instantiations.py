@@ -91,7 +91,7 @@ _BOOLS = ("false", "true")
 
 
 def sm90_prefill_expression(type_name: str, head_dim: int) -> str:
-    return f"attention_prefill_sm90<{type_name}, {head_dim}, {SM90_PREFILL_KEYS[head_dim]}>"
+    return f"attention_prefill_sm90<{type_name}, {head_dim}, {SM90_PREFILL_KEYS[head_dim]}, true>"
 
 
 def sm90_prefill_shared_bytes(head_dim: int) -> int:

@@ -20,6 +20,9 @@ __device__ __forceinline__ uint64 operand(uint32 address, int panel_stride) {
     return (uint64)1 << 62 | (uint64)(1024 / 16) << 32 | (uint64)(panel_stride / 16) << 16 | (address & 0x3ffff) / 16;
 }
 
+/* The same operand `bytes` further on, a multiple of 16. */
+__device__ __forceinline__ uint64 advanced(uint64 operand, int bytes) { return operand + bytes / 16; }
+
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
@@ -29,11 +32,17 @@ __device__ __forceinline__ void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
-/* Keeps the compiler from touching accumulators before the wait that this follows. */
+/* Keeps the compiler from moving work on these registers across: from before a wait to behind it, or the reverse. */
 template <int N>
-__device__ __forceinline__ void accumulators_ready(float (&d)[N][4]) {
+__device__ __forceinline__ void pin(float (&d)[N][4]) {
 #pragma unroll
     for (int n = 0; n < N; ++n) asm volatile("" : "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])::"memory");
+}
+
+/* Keeps arithmetic above the wait that follows: the assembler sinks what does not depend on the wait below it. The sleep
+   hangs on a result that is never negative, so it never happens. */
+__device__ __forceinline__ void finish_before_wait(float result) {
+    if (result < 0.0f) asm volatile("nanosleep.u32 0;" ::: "memory");
 }
 
 #define D4(n) "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])
@@ -78,12 +87,17 @@ WGMMA_REGISTERS(fp16, 64, "f16.f16", LIST32, D_OF_64, "%32,%33,%34,%35", "%36")
 WGMMA_REGISTERS(bf16, 128, "bf16.bf16", LIST64, D_OF_128, "%64,%65,%66,%67", "%68")
 WGMMA_REGISTERS(fp16, 128, "f16.f16", LIST64, D_OF_128, "%64,%65,%66,%67", "%68")
 
-/* Makes this thread's finished writes to shared memory visible to wgmma. */
+/* Makes finished writes to shared memory that this thread knows of visible to its wgmma. */
 __device__ __forceinline__ void fence_for_wgmma() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 /* A barrier whose phases complete after `arrivals` arrivals. Initialize by one thread, then synchronize the block. */
 __device__ __forceinline__ void barrier_init(uint32 barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+/* Arrives once this thread's copies so far (cp_async_16) are complete. */
+__device__ __forceinline__ void barrier_arrive_after_copies(uint32 barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
 __device__ __forceinline__ void barrier_arrive(uint32 barrier) {
@@ -97,6 +111,15 @@ __device__ __forceinline__ void barrier_wait(uint32 barrier, uint32 parity) {
         asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
                      : "=r"(is_complete) : "r"(barrier), "r"(parity) : "memory");
     while (!is_complete);
+}
+
+/* Barriers by number, 1 to 15, among `threads` threads: those that wait and those that only arrive. */
+__device__ __forceinline__ void named_barrier_sync(int number, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
+__device__ __forceinline__ void named_barrier_arrive(int number, int threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 
 /* Registers per thread from here on, for a whole warpgroup: fewer, or more once others have released them. */
