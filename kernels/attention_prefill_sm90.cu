@@ -196,7 +196,7 @@ __device__ __forceinline__ void consume(const AttentionInputs& in, const QueryTi
         wgmma_wait<0>();
         pin(softmax.out[0]);
         v_pipeline.signal_empty(step - 1);
-        softmax.rescale(shrink);
+        if (__any_sync(FULL_WARP, shrink[0][0] != 1.0f || shrink[0][1] != 1.0f)) softmax.rescale(shrink);
         round_weights();
     }
     v_pipeline.wait_full(steps.count - 1);
