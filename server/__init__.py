@@ -13,7 +13,7 @@ __all__ = ["create_api_server"]
 def create_api_server(model: str = "smollm2-135m", **options: Any) -> Flask:
     """The server as a WSGI application, for gunicorn:
 
-        gunicorn -k gthread --threads 64 "cupy_engine.server:create_api_server(model='smollm2-135m')"
+        gunicorn -c python:cupy_engine.server.gunicorn_conf "cupy_engine.server:create_api_server(model='smollm2-135m')"
 
     All workers of one gunicorn share one engine process. It loads the model while the workers start (``/health`` says
     how far it is) and ends when gunicorn does.

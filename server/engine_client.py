@@ -21,12 +21,12 @@ from cupy_engine.messages import AbortRequest, Command, GenerateRequest, Reply, 
 
 from . import wire
 from .engine_connection import EngineConnection
+from .mailbox import Mailbox
 from .wire import EngineStatus
 
 logger = logging.getLogger(__name__)
 
 HealthState = Literal["starting", "loading", "ready", "stopping", "stalled", "unresponsive", "dead"]
-Mail = list[SequenceOutput] | Exception
 
 STATS_TIMEOUT_S = 5.0
 NEWS_TIMEOUT_S = 0.5
@@ -64,7 +64,7 @@ class EngineClient:
                 return
             self._client_id = random.SystemRandom().getrandbits(31)
             self._serials = itertools.count(1)
-            self._mailboxes: dict[str, queue.SimpleQueue[Mail]] = {}
+            self._mailboxes: dict[str, Mailbox] = {}
             self._stats_boxes: dict[int, queue.SimpleQueue[StatsReply]] = {}
             self._was_ready = False
             self._connection = EngineConnection(self._folder, self._client_id, self)
@@ -105,14 +105,14 @@ class EngineClient:
         self.connect()
         return wire.request_id(self._client_id, next(self._serials))
 
-    def submit(self, requests: Sequence[GenerateRequest]) -> queue.SimpleQueue[Mail]:
+    def submit(self, requests: Sequence[GenerateRequest]) -> Mailbox:
         """Send requests; their outputs, or the exception that ends them all, arrive in the returned mailbox.
 
         Raises:
             EngineDeadError: the engine does not take requests now.
         """
         self.require_ready()
-        mailbox: queue.SimpleQueue[Mail] = queue.SimpleQueue()
+        mailbox = Mailbox()
         self._mailboxes.update((request.request_id, mailbox) for request in requests)
         self.send(requests)
         if self.state == "dead":  # it died between the check and here, perhaps after failing all mailboxes
@@ -159,7 +159,7 @@ class EngineClient:
 
     def on_replies(self, replies: list[Reply]) -> None:
         """Sort replies into mailboxes: one piece of mail per mailbox."""
-        mail: dict[int, tuple[queue.SimpleQueue[Mail], list[SequenceOutput]]] = {}
+        mail: dict[int, tuple[Mailbox, list[SequenceOutput]]] = {}
         for reply in replies:
             if isinstance(reply, StatsReply):
                 if box := self._stats_boxes.get(reply.token):

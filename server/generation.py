@@ -7,7 +7,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cupy_engine.collector import RequestCollector
@@ -21,6 +21,7 @@ from .api_errors import ClientGoneError
 from .client_watcher import ClientWatcher
 from .engine_client import EngineClient
 from .logs import line
+from .mailbox import Mail
 from .server_config import ServerConfig
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,10 @@ class PromptDelta:
 
     prompt_index: int
     delta: CompletionDelta
+
+
+def late_error() -> DeadlineExceededError:
+    return DeadlineExceededError("the request did not finish in time")
 
 
 class Generation:
@@ -88,6 +93,11 @@ class Generation:
     def finished(self) -> bool:
         return all(collector.finished for collector in self._collectors)
 
+    @property
+    def is_late(self) -> bool:
+        """Whether the engine should have reported an expired deadline by now, and has not."""
+        return time.monotonic() > self._deadline_s
+
     def receive(self, timeout_s: float | None = None) -> list[PromptDelta]:
         """Wait for what comes next and return all of it; empty when ``timeout_s`` has passed.
 
@@ -95,14 +105,34 @@ class Generation:
             EngineError: one of the requests failed; the subclass says how.
             ClientGoneError: the client has hung up.
         """
+        left_s = max(0.0, self._deadline_s - time.monotonic())
+        wait_s = min(left_s, threading.TIMEOUT_MAX if timeout_s is None else timeout_s)
+        deltas: list[PromptDelta] = []
         try:
-            return self._receive(timeout_s)
+            deltas += self.take(self._mailbox.get(wait_s))
+            while True:
+                deltas += self.take(self._mailbox.get_nowait())
+        except queue.Empty:
+            return self.take(late_error()) if self.is_late and not deltas else deltas
+
+    def take(self, mail: Mail) -> list[PromptDelta]:
+        """What a piece of mail says; raises as :meth:`receive` does."""
+        try:
+            if isinstance(mail, Exception):
+                raise mail
+            return [delta for output in mail for delta in self._collect(output)]
         except Exception as error:
             self._outcome = type(error).__name__
             raise
 
+    def redirect(self, receiver: Callable[[Mail], None]) -> None:
+        """From now on mail goes to ``receiver``, on another thread, instead of :meth:`receive`."""
+        self._mailbox.redirect(receiver)
+
     def run(self) -> list[RequestOutput]:
         """Wait for the end; raises as :meth:`receive` does."""
+        if not any(request.params.stop for request in self._requests):  # nothing to look out for in between
+            self._mailbox.hold_back()
         while not self.finished:
             self.receive()
         return self.results()
@@ -120,6 +150,7 @@ class Generation:
         if not self._is_open:
             return
         self._is_open = False
+        self._mailbox.close()
         if self.connection is not None:
             self._service.watcher.forget(self.connection)
         live: list[str] = []
@@ -130,23 +161,6 @@ class Generation:
         if live:
             self._service.client.abort(live)
         self._log()
-
-    def _receive(self, timeout_s: float | None) -> list[PromptDelta]:
-        left_s = self._deadline_s - time.monotonic()
-        if left_s <= 0:
-            raise DeadlineExceededError("the request did not finish in time")
-        wait_s = min(left_s, threading.TIMEOUT_MAX if timeout_s is None else timeout_s)
-        deltas: list[PromptDelta] = []
-        try:
-            mail = self._mailbox.get(timeout=wait_s)
-            while True:
-                if isinstance(mail, Exception):
-                    raise mail
-                for output in mail:
-                    deltas += self._collect(output)
-                mail = self._mailbox.get_nowait()
-        except queue.Empty:
-            return deltas
 
     def _collect(self, output: SequenceOutput) -> list[PromptDelta]:
         index = self._index[output.request_id]

@@ -5,8 +5,8 @@ gunicorn -c python:cupy_engine.server.gunicorn_conf -w 2 "cupy_engine.server:cre
 
 from __future__ import annotations
 
-worker_class = "gthread"
-threads = 256  # per worker: one per live request; idle ones cost nothing
+worker_class = "cupy_engine.server.stream_worker.StreamWorker"  # gthread, with all streams on one thread
+threads = 256  # per worker: one per request that waits for its first token or its whole answer
 worker_connections = 1256  # threads and kept-alive connections
 keepalive = 30
 timeout = 120  # seconds in which a worker must boot: the first start may fetch the model

@@ -19,8 +19,8 @@ class ListenConfig:
         host: address to listen on; 0.0.0.0 is every interface.
         port: TCP port; 0 takes a free one.
         workers: HTTP processes; default: one per two CPU cores, at most 8.
-        threads: threads of each worker, one per live request; default: enough to fill the engine's queue.
-        worker_class: gunicorn worker class.
+        threads: threads of each worker, one per request that waits; default: enough to fill the engine's queue.
+        worker_class: gunicorn worker class; ``gthread`` gives every stream a thread.
         log_level: debug, info, warning or error.
 
     Raises:
@@ -31,7 +31,7 @@ class ListenConfig:
     port: int = 8000
     workers: int | None = None
     threads: int | None = None
-    worker_class: str = "gthread"
+    worker_class: str = "cupy_engine.server.stream_worker.StreamWorker"
     log_level: str = "info"
 
     def __post_init__(self) -> None:

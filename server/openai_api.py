@@ -17,11 +17,12 @@ from cupy_engine.sampling_params import SamplingParams
 from . import validation
 from .api_errors import ApiError
 from .body import Body, ignored_fields_header, read_body
+from .event_stream import GUNICORN_RESPONSE, EventStream
 from .generation import Generation, Service
 from .logprob_format import Json
 from .protocol import ChatRequest, CompletionRequest, GenerationFields
 from .responses import AnswerOptions, Echo, Envelope, chat_completion, completion
-from .streaming import ChatChunks, Chunks, CompletionChunks, event_stream
+from .streaming import ChatChunks, Chunks, CompletionChunks
 
 
 def json_response(content: Any, body: Body[Any] | None = None) -> Response:
@@ -170,8 +171,8 @@ class OpenAIApi:
         except Exception:
             generation.close()
             raise
-        response = Response(event_stream(generation, first, chunks, self._config), mimetype="text/event-stream")
-        response.call_on_close(generation.close)
+        stream = EventStream(generation, first, chunks, self._config, request.environ.get(GUNICORN_RESPONSE))
+        response = Response(stream, mimetype="text/event-stream", direct_passthrough=True)
         response.headers["Cache-Control"] = "no-cache"
         response.headers["X-Accel-Buffering"] = "no"
         return _with_warning(response, body)

@@ -1,27 +1,15 @@
-"""Answers as server-sent events: chunks in OpenAI's shape, comments while nothing comes, errors as events."""
+"""The chunks of a streamed answer, in OpenAI's shape."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol
-
-import msgspec
 
 from cupy_engine.outputs import CompletionDelta, RequestOutput, TokenLogprob
 
-from .api_errors import ClientGoneError, to_api_error
-from .client_watcher import wait_writable
 from .generation import Generation, PromptDelta
 from .logprob_format import Json, chat_logprobs, completion_logprobs
 from .responses import AnswerOptions, Envelope, usage
-from .server_config import ServerConfig
-
-KEEP_ALIVE = b": keep-alive\n\n"
-DONE = b"data: [DONE]\n\n"
-
-
-def event(body: Json) -> bytes:
-    return b"data: " + msgspec.json.encode(body) + b"\n\n"
 
 
 class Chunks(Protocol):
@@ -32,39 +20,6 @@ class Chunks(Protocol):
 
     def usage(self, results: Sequence[RequestOutput]) -> Json | None:
         """The last chunk, if the client wants one."""
-
-
-def event_stream(
-    generation: Generation, first: list[PromptDelta], chunks: Chunks, config: ServerConfig
-) -> Iterator[bytes]:
-    """Everything a streaming client receives.
-
-    Args:
-        generation: aborted by its owner when the stream is closed.
-        first: what has arrived already.
-    """
-    try:
-        arrived = first
-        while True:
-            events = [event(chunk) for each in arrived for chunk in chunks.of(each, generation)]
-            if events or not arrived:
-                _require_reader(generation, config)
-                yield b"".join(events) or KEEP_ALIVE
-            if generation.finished:
-                break
-            arrived = generation.receive(config.keep_alive_comment_s)
-        last = chunks.usage(generation.results())
-        yield (event(last) if last else b"") + DONE
-    except ClientGoneError:
-        return
-    except Exception as error:
-        yield event(to_api_error(error).body()) + DONE
-
-
-def _require_reader(generation: Generation, config: ServerConfig) -> None:
-    connection = generation.connection
-    if connection is not None and not wait_writable(connection, config.client_write_timeout_s):
-        raise ClientGoneError
 
 
 class _ChunksBase:

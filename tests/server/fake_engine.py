@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import queue
 from collections.abc import Callable, Sequence
 
-from cupy_engine.server.engine_client import EngineClient, Mail
+from cupy_engine.server.engine_client import EngineClient
+from cupy_engine.server.mailbox import Mailbox
 
 from cupy_engine.messages import (
     AbortRequest,
@@ -43,9 +43,9 @@ class FakeEngineClient(EngineClient):
     def new_request_id(self) -> str:
         return f"fake-{next(self._counter)}"
 
-    def submit(self, requests: Sequence[GenerateRequest]) -> queue.SimpleQueue[Mail]:
+    def submit(self, requests: Sequence[GenerateRequest]) -> Mailbox:
         self.require_ready()
-        mailbox: queue.SimpleQueue[Mail] = queue.SimpleQueue()
+        mailbox = Mailbox()
         for request in requests:
             self.requests.append(request)
             for output in self.script(request):

@@ -68,7 +68,7 @@ class LiveServer:
     def gunicorn(cls, *options: str, app: str, wait: bool = True) -> Iterator[Self]:
         """Plain gunicorn."""
         factory = f"cupy_engine.server:create_api_server({app})"
-        command = [sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0", "-k", "gthread", *options, factory]
+        command = [sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0", *options, factory]
         with cls(command).opened(r"Listening at: (http://\S+)" if wait else None) as live:
             if wait:
                 wait_until(lambda: live.status("/health") == 200, START_TIMEOUT_S, "healthy")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from api_client import Api, MakeApi
+from cupy_engine.server.mailbox import Mailbox
 from fake_engine import aborted_indexes, fails, says
 
 from cupy_engine.frontend import FrontEnd
@@ -222,17 +223,13 @@ def one_by_one(api: Api) -> Any:
     """``submit`` whose mailbox gives one output at a time, as a running engine's does."""
     submit = api.engine.submit
 
-    class Slow:
-        def __init__(self, mailbox: Any) -> None:
-            self._mailbox = mailbox
-
-        def get(self, timeout: float) -> Any:
-            return self._mailbox.get(timeout=timeout)
-
+    class Slow(Mailbox):
         def get_nowait(self) -> Any:
             raise queue.Empty
 
-        def put(self, mail: Any) -> None:
-            self._mailbox.put(mail)
+    def submit_slowly(requests: Any) -> Mailbox:
+        slow = Slow()
+        submit(requests).redirect(slow.put)
+        return slow
 
-    return lambda requests: Slow(submit(requests))
+    return submit_slowly

@@ -103,7 +103,7 @@ def request(client: EngineClient, token_ids: Sequence[int] = (1,)) -> GenerateRe
 def test_requests_and_outputs(client: EngineClient, engine: ScriptedEngine) -> None:
     requests = [request(client), request(client)]
     mailbox = client.submit(requests)
-    outputs = [output for _ in requests for output in mailbox.get(timeout=5)]
+    outputs = [output for _ in requests for output in mailbox.get(timeout_s=5)]
     assert {output.request_id for output in outputs} == {each.request_id for each in requests}
     assert engine.commands == requests
 
@@ -113,7 +113,7 @@ def test_two_workers_get_their_own_mail(client: EngineClient, folder: Path) -> N
     wait_until(lambda: other.state == "ready", 5, "ready")
     for each in (client, other, client):
         made = request(each)
-        (output,) = each.submit([made]).get(timeout=5)
+        (output,) = each.submit([made]).get(timeout_s=5)
         assert output.request_id == made.request_id
         assert each.stats().stats.num_running
     other.close()
@@ -126,7 +126,7 @@ def test_many_threads(client: EngineClient) -> None:
         try:
             for _ in range(50):
                 made = request(client)
-                (output,) = client.submit([made]).get(timeout=10)
+                (output,) = client.submit([made]).get(timeout_s=10)
                 assert output.request_id == made.request_id
         except BaseException as error:
             failures.append(error)
@@ -159,13 +159,13 @@ def test_garbage_is_dropped(client: EngineClient, engine: ScriptedEngine, folder
         for payload in ([b"\xff\xff"], [b""], [b"a", b"b"], [wire.encode({"type": "generate"})]):
             stranger.send_multipart(payload)
         time.sleep(0.1)
-    assert client.submit([request(client)]).get(timeout=5)
+    assert client.submit([request(client)]).get(timeout_s=5)
 
 
 def test_a_dead_engine_fails_all_who_wait(client: EngineClient, engine: ScriptedEngine) -> None:
     mailbox = client.submit([request(client, ())])
     engine.close()
-    assert isinstance(mailbox.get(timeout=1), EngineDeadError)
+    assert isinstance(mailbox.get(timeout_s=1), EngineDeadError)
     assert client.state == "dead"
     with pytest.raises(EngineDeadError, match="ended"):
         client.submit([request(client)])
@@ -179,7 +179,7 @@ def test_a_new_engine_is_found(client: EngineClient, engine: ScriptedEngine, fol
     successor = ScriptedEngine(folder)
     successor.status = EngineStatus(state="ready")
     wait_until(lambda: client.state == "ready", 5, "ready again")
-    assert client.submit([request(client)]).get(timeout=5)
+    assert client.submit([request(client)]).get(timeout_s=5)
     successor.close()
 
 
@@ -200,7 +200,7 @@ def test_a_silent_engine_fails_all_who_wait(folder: Path, monkeypatch: pytest.Mo
         worker, _ = pulse.recv_multipart()
         pulse.send_multipart((worker, wire.encode(EngineStatus(state="ready"))))
         mailbox = client.submit([request(client)])
-        assert isinstance(mailbox.get(timeout=3), EngineDeadError)
+        assert isinstance(mailbox.get(timeout_s=3), EngineDeadError)
         assert client.state == "unresponsive"
         client.close()
 

@@ -166,7 +166,7 @@ def test_a_killed_worker_is_replaced_and_its_requests_are_aborted(long_model: tu
 GUNICORN = ("-w", "2", "--threads", "16", "-c", "python:cupy_engine.server.gunicorn_conf")
 
 
-@pytest.mark.parametrize("options", [(), ("--preload",)], ids=["plain", "preload"])
+@pytest.mark.parametrize("options", [(), ("--preload",), ("-k", "gthread")], ids=["plain", "preload", "gthread"])
 def test_plain_gunicorn_shares_one_engine(options: tuple[str, ...]) -> None:
     with LiveServer.gunicorn(*GUNICORN, *options, app=f"model={str(TINY)!r}, strict=True") as server:
         assert len(server.worker_pids()) == 2
@@ -174,6 +174,8 @@ def test_plain_gunicorn_shares_one_engine(options: tuple[str, ...]) -> None:
         for _ in range(8):
             assert server.call("/v1/completions", PROMPT)[0] == 200
         assert server.call("/v1/completions", {**PROMPT, "foo": 1})[0] == 400
+        with server.open_stream(PROMPT) as stream:
+            assert b"data: [DONE]" in read_until_done(stream)
         os.kill(server.worker_pids()[0], signal.SIGKILL)
         wait_until(lambda: len(server.worker_pids()) == 2, 10, "the worker is replaced")
         wait_until(lambda: server.call("/v1/completions", PROMPT)[0] == 200, 10, "served")

@@ -1,0 +1,61 @@
+"""Where the engine's replies for one HTTP request arrive."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+
+from cupy_engine.messages import SequenceOutput
+
+Mail = list[SequenceOutput] | Exception
+
+
+class Mailbox:
+    """Filled by the I/O thread; emptied by a request thread, or by a receiver that takes over from it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._arrived: queue.SimpleQueue[Mail] = queue.SimpleQueue()
+        self._held: list[SequenceOutput] | None = None
+        self._receiver: Callable[[Mail], None] | None = None
+
+    def put(self, mail: Mail) -> None:
+        with self._lock:
+            if self._receiver is not None:
+                self._receiver(mail)
+            elif self._held is None or isinstance(mail, Exception):
+                self._arrived.put(mail)
+            else:
+                self._held += mail
+                if any(output.finish_reason is not None for output in mail):
+                    self._arrived.put(self._held)
+                    self._held = []
+
+    def get(self, timeout_s: float) -> Mail:
+        """The next mail. Raises queue.Empty when there is none for ``timeout_s``."""
+        return self._arrived.get(timeout=timeout_s)
+
+    def get_nowait(self) -> Mail:
+        """The next mail. Raises queue.Empty if there is none."""
+        return self._arrived.get_nowait()
+
+    def hold_back(self) -> None:
+        """From now on wake the reader only when a sequence ends: it has no use for less."""
+        with self._lock:
+            self._held = []
+
+    def redirect(self, receiver: Callable[[Mail], None]) -> None:
+        """Hand what has come, and all that will, to ``receiver``: a quick function, called on the I/O thread."""
+        with self._lock:
+            while not self._arrived.empty():
+                receiver(self._arrived.get_nowait())
+            self._receiver = receiver
+
+    def close(self) -> None:
+        """Drop what still comes."""
+        self._receiver = _drop
+
+
+def _drop(_mail: Mail) -> None:
+    pass
