@@ -111,6 +111,9 @@ class BlockManager:
         table = self._tables[sequence_id]
         first = start // self.block_size
         num_old = len(table.block_ids)
+        if end <= num_old * self.block_size and end - start == 1 and self.pool.ref_count(table.block_ids[first]) == 1:
+            table.num_tokens = max(table.num_tokens, end)
+            return Reservation(num_old, [])  # as for most decodes: nothing to look for
         shared = [i for i in range(first, num_old) if self.pool.ref_count(table.block_ids[i]) > 1]
         num_new = max(0, self.num_blocks_for(end) - num_old)
         if num_new + len(shared) > self.pool.num_free:

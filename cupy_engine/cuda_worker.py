@@ -21,6 +21,7 @@ from cupy_engine.executor import FailedStep, StepHandle
 from cupy_engine.kv_cache import KVCache
 from cupy_engine.messages import TokenLogprobs
 from cupy_engine.model_registry import CausalLM
+from cupy_engine.ops.embedding import embedding
 from cupy_engine.ops.last_tokens import take_last_tokens
 from cupy_engine.plan import StepError, StepPlan, StepResult
 from cupy_engine.prompt_scores import PromptScores
@@ -146,7 +147,7 @@ class CudaWorker:
         self._buffers.upload(step, shape, self._device.stream)
         arrays = StepArrays.view(self._buffers.memory, shape)
         hidden = self._model.forward(_batch(arrays, step, self._sampler.last_tokens), self._kv_cache)
-        return hidden, self._sample(hidden[arrays.logits_rows], arrays) if shape.num_draws else None
+        return hidden, self._sample(embedding(arrays.logits_rows, hidden), arrays) if shape.num_draws else None
 
     def _logprobs(self, step: PackedStep, shape: StepShape, logits: Array | None) -> PendingLogprobs | None:
         """Enqueue log-probabilities for the draws that ask, and their copy to the host."""

@@ -34,6 +34,9 @@ from cupy_engine.sampling_params import SamplingParams
 Prompt = str | Sequence[int] | dict[str, Any]
 Message = dict[str, Any]
 
+Outputs = list[SequenceOutput]
+Receiver = Callable[[Outputs], None]  # called on the engine's thread with what one step gave its caller
+
 _CLOSE_TIMEOUT_S = 30.0
 _PROGRESS_FROM = 8  # prompts
 
@@ -78,7 +81,7 @@ class Engine:
         self._core = core
         self._inbox = _QueueInbox()
         self._loop = CoreLoop(core, self._inbox, self._deliver)
-        self._receivers: dict[str, Callable[[SequenceOutput], None]] = {}
+        self._receivers: dict[str, Receiver] = {}
         self._lock = threading.Lock()
         self._is_dead = False
         self._thread = threading.Thread(target=self._run, name="cupy-engine", daemon=True)
@@ -146,7 +149,7 @@ class Engine:
     ) -> RequestOutput:
         """Complete a prompt or answer a conversation without blocking the event loop. Cancelling aborts the request."""
         loop = asyncio.get_running_loop()
-        arrived: asyncio.Queue[SequenceOutput] = asyncio.Queue()
+        arrived: asyncio.Queue[Outputs] = asyncio.Queue()
         text, is_chat = self._prompt_of(prompt)
         request = self.frontend.make_request(
             text,
@@ -157,13 +160,14 @@ class Engine:
         )
         collector = self.frontend.collector(request, text if isinstance(text, str) else None)
 
-        def receive(output: SequenceOutput) -> None:
-            loop.call_soon_threadsafe(arrived.put_nowait, output)
+        def receive(outputs: Outputs) -> None:
+            loop.call_soon_threadsafe(arrived.put_nowait, outputs)
 
         self._submit(request, receive)
         try:
             while not collector.finished:
-                self._collect(collector, await arrived.get())
+                for output in await arrived.get():
+                    self._collect(collector, output)
         finally:
             self._release(request.request_id, collector)
         return collector.result()
@@ -174,7 +178,7 @@ class Engine:
             receiver = self._receivers.get(request_id)
         if receiver is not None:
             self._inbox.put(AbortRequest(request_id=request_id))
-            receiver(SequenceOutput(request_id=request_id, finish_reason="abort"))
+            receiver([SequenceOutput(request_id=request_id, finish_reason="abort")])
 
     def stats(self) -> EngineStats:
         """Queue lengths, blocks and counters, read while the engine runs."""
@@ -222,10 +226,11 @@ class Engine:
             request.request_id: self.frontend.collector(request, prompt if isinstance(prompt, str) else None)
             for request, prompt in zip(requests, prompts, strict=True)
         }
-        arrived: queue.SimpleQueue[SequenceOutput] = queue.SimpleQueue()
+        arrived: queue.SimpleQueue[Outputs] = queue.SimpleQueue()
+        receiver = arrived.put  # one object, so that a step's outputs arrive together
         try:
             for request in requests:
-                self._submit(request, arrived.put)
+                self._submit(request, receiver)
             self._wait_for_all(collectors, arrived, progress)
         finally:
             for request_id, collector in collectors.items():
@@ -235,7 +240,7 @@ class Engine:
     def _wait_for_all(
         self,
         collectors: dict[str, RequestCollector],
-        arrived: queue.SimpleQueue[SequenceOutput],
+        arrived: queue.SimpleQueue[Outputs],
         progress: bool | None,
     ) -> None:
         from tqdm import tqdm
@@ -244,21 +249,22 @@ class Engine:
         with tqdm(total=len(collectors), unit="prompt", disable=not is_shown) as bar:
             unfinished = set(collectors)
             while unfinished:
-                output = arrived.get()
-                if output.request_id in unfinished:
-                    collector = collectors[output.request_id]
-                    self._collect(collector, output)
-                    if collector.finished:
-                        unfinished.remove(output.request_id)
-                        bar.update()
+                for output in arrived.get():
+                    if output.request_id in unfinished:
+                        collector = collectors[output.request_id]
+                        self._collect(collector, output)
+                        if collector.finished:
+                            unfinished.remove(output.request_id)
+                            bar.update()
 
     def _stream(self, request: GenerateRequest, prompt: str | list[int]) -> Iterator[CompletionDelta]:
         collector = self.frontend.collector(request, prompt if isinstance(prompt, str) else None)
-        arrived: queue.SimpleQueue[SequenceOutput] = queue.SimpleQueue()
+        arrived: queue.SimpleQueue[Outputs] = queue.SimpleQueue()
         self._submit(request, arrived.put)
         try:
             while not collector.finished:
-                yield from self._collect(collector, arrived.get())
+                for output in arrived.get():
+                    yield from self._collect(collector, output)
         finally:
             self._release(request.request_id, collector)
 
@@ -268,7 +274,7 @@ class Engine:
             self._inbox.put(abort)
         return deltas
 
-    def _submit(self, request: GenerateRequest, receiver: Callable[[SequenceOutput], None]) -> None:
+    def _submit(self, request: GenerateRequest, receiver: Receiver) -> None:
         with self._lock:
             if self._is_dead or not self._thread.is_alive():
                 raise EngineDeadError("the engine is closed; make a new one")
@@ -286,12 +292,15 @@ class Engine:
             self._inbox.put(AbortRequest(request_id=request_id))
 
     def _deliver(self, replies: Sequence[Reply]) -> None:
-        for reply in replies:
-            if isinstance(reply, SequenceOutput):  # nobody in this process asks for anything else
-                with self._lock:
+        outputs_of: dict[Receiver, Outputs] = {}
+        with self._lock:
+            for reply in replies:
+                if isinstance(reply, SequenceOutput):  # nobody in this process asks for anything else
                     receiver = self._receivers.get(reply.request_id)
-                if receiver is not None:
-                    receiver(reply)
+                    if receiver is not None:
+                        outputs_of.setdefault(receiver, []).append(reply)
+        for receiver, outputs in outputs_of.items():
+            receiver(outputs)
 
     def _run(self) -> None:
         try:
@@ -301,11 +310,9 @@ class Engine:
                 self._is_dead = True
                 left = dict(self._receivers)
             for request_id, receiver in left.items():
-                receiver(
-                    SequenceOutput(
-                        request_id=request_id, finish_reason="error", error="the engine has stopped", error_kind="dead"
-                    )
-                )
+                dead = SequenceOutput(request_id=request_id, finish_reason="error", error_kind="dead")
+                dead.error = "the engine has stopped"
+                receiver([dead])
 
 
 def _text_or_ids(prompt: Prompt) -> str | list[int]:

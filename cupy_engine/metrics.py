@@ -32,9 +32,9 @@ class Histogram:
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
-    def observe(self, value: float) -> None:
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+    def observe(self, value: float, count: int = 1) -> None:
+        self._counts[bisect_left(self._bounds, value)] += count
+        self._sum += value * count
 
     def snapshot(self) -> HistogramCounts:
         return HistogramCounts(self._bounds, self._counts.copy(), self._sum)
@@ -49,7 +49,6 @@ class EngineMetrics(SchedulerListener):
         self._finished: Counter[str] = Counter()
         self._preemptions: Counter[str] = Counter()
         self._rejections: Counter[str] = Counter()
-        self._last_token_time_s: dict[int, float] = {}
         self._histograms = {name: Histogram(bounds) for name, (bounds, _) in _HISTOGRAMS.items()}
 
     # What happens
@@ -74,21 +73,26 @@ class EngineMetrics(SchedulerListener):
         self._counters["spec_decode_num_draft_tokens"] += num_tokens
         self._counters["spec_decode_num_accepted_tokens"] += num_accepted
 
-    def on_token(self, sequence: Sequence) -> None:
-        request, now_s = sequence.request, self._clock()
-        self._counters["generation_tokens"] += 1
-        previous_s = self._last_token_time_s.get(sequence.sequence_id)
-        self._last_token_time_s[sequence.sequence_id] = now_s
-        if previous_s is not None:
-            self._histograms["inter_token_latency_seconds"].observe(now_s - previous_s)
-        if request.first_token_time_s is None:
-            request.first_token_time_s = now_s
-            self._histograms["time_to_first_token_seconds"].observe(now_s - request.arrival_time_s)
-            if request.first_scheduled_time_s is not None:
-                self._histograms["request_prefill_time_seconds"].observe(now_s - request.first_scheduled_time_s)
+    def on_tokens(self, sequences: list[Sequence]) -> None:
+        now_s = self._clock()
+        self._counters["generation_tokens"] += len(sequences)
+        num_since: dict[float, int] = {}  # most sequences drew their previous token in the same step
+        for sequence in sequences:
+            previous_s, sequence.last_token_time_s = sequence.last_token_time_s, now_s
+            if previous_s is not None:
+                num_since[previous_s] = num_since.get(previous_s, 0) + 1
+            elif sequence.request.first_token_time_s is None:
+                self._on_first_token(sequence.request, now_s)
+        for previous_s, count in num_since.items():
+            self._histograms["inter_token_latency_seconds"].observe(now_s - previous_s, count)
+
+    def _on_first_token(self, request: Request, now_s: float) -> None:
+        request.first_token_time_s = now_s
+        self._histograms["time_to_first_token_seconds"].observe(now_s - request.arrival_time_s)
+        if request.first_scheduled_time_s is not None:
+            self._histograms["request_prefill_time_seconds"].observe(now_s - request.first_scheduled_time_s)
 
     def on_finished(self, sequence: Sequence) -> None:
-        self._last_token_time_s.pop(sequence.sequence_id, None)
         request = sequence.request
         if not request.is_finished:
             return

@@ -58,8 +58,9 @@ class PlanBuilder:
             self.plan.block_table_writes.append(BlockTableWrite(slot, first, block_ids))
 
     def apply(self, slot: int, reservation: Reservation) -> None:
-        self.plan.block_copies.extend(reservation.copies)
-        self.write_table(slot, reservation.first_changed, reservation.block_ids)
+        if reservation.block_ids:  # copies are among them
+            self.plan.block_copies.extend(reservation.copies)
+            self.write_table(slot, reservation.first_changed, reservation.block_ids)
 
     def add(self, sequence: Sequence, start: int, end: int, drawing: list[Sequence]) -> None:
         """Compute positions ``[start, end)``; the sequences in ``drawing`` draw a token from the last one."""

@@ -45,6 +45,7 @@ class Sequence:
     num_in_flight: int = 0
     num_preemptions: int = 0
     last_token_in_slot: bool = False
+    last_token_time_s: float | None = None  # by the listener's clock
     finish_reason: FinishReason | None = None
     block_hashes: list[bytes] = field(default_factory=list)
 
@@ -68,9 +69,10 @@ class Sequence:
 
     def num_uncomputed_tokens(self) -> int:
         """Tokens a step could compute now: none if the tokens in flight will end the sequence anyway."""
-        if self.num_output_tokens >= self.request.max_output_tokens:
+        num_tokens = len(self.token_ids) + self.num_in_flight
+        if num_tokens - self.num_prompt_tokens >= self.request.max_output_tokens:
             return 0
-        return self.num_tokens - self.num_computed_tokens
+        return num_tokens - self.num_computed_tokens
 
     def update_block_hashes(self, block_size: int) -> list[bytes]:
         """Hashes of all blocks whose tokens are known, extended as tokens arrive."""

@@ -164,14 +164,14 @@ class Scheduler:
                 self._preempt(later.pop(), builder, f"for {name_of(candidate)}")
 
     def _schedule_running(self, builder: PlanBuilder) -> None:
-        num_pending_decodes = sum(s.num_uncomputed_tokens() == 1 for s in self._running)
-        for sequence in list(self._running):
-            num_wanted = sequence.num_uncomputed_tokens() if sequence.status is SequenceStatus.RUNNING else 0
+        wanted = [(sequence, sequence.num_uncomputed_tokens()) for sequence in self._running]
+        num_pending_decodes = sum(num_wanted == 1 for _, num_wanted in wanted)
+        for sequence, num_wanted in wanted:
             if num_wanted == 1:
                 num_pending_decodes -= 1
             else:  # a chunk leaves room for the decodes behind it
                 num_wanted = min(num_wanted, builder.budget - num_pending_decodes)
-            if num_wanted <= 0 or builder.budget <= 0:
+            if num_wanted <= 0 or builder.budget <= 0 or sequence.status is not SequenceStatus.RUNNING:
                 continue
             if self._make_room(sequence, num_wanted, builder):
                 self._plan(sequence, num_wanted, builder)
@@ -213,9 +213,12 @@ class Scheduler:
         """Put the sequence's next tokens, for which there is room, into the plan."""
         start, end = sequence.num_computed_tokens, sequence.num_computed_tokens + num_tokens
         sequence.num_computed_tokens = end
-        hashes = sequence.update_block_hashes(self.block_manager.block_size)
-        self.block_manager.register(sequence.sequence_id, hashes, end)
-        drawing = [sequence, *self._fork(sequence, builder)] if end == sequence.num_tokens else []
+        if self.block_manager.enable_prefix_caching:
+            hashes = sequence.update_block_hashes(self.block_manager.block_size)
+            self.block_manager.register(sequence.sequence_id, hashes, end)
+        drawing: list[Sequence] = []
+        if end == sequence.num_tokens:
+            drawing = [sequence] if len(sequence.request.sequences) == 1 else [sequence, *self._fork(sequence, builder)]
         builder.add(sequence, start, end, drawing)
         for other in drawing:
             other.num_in_flight += 1
@@ -261,18 +264,24 @@ class Scheduler:
     def update(self, result: StepResult) -> list[SequenceOutput]:
         """Take in what a step drew. Tokens for sequences that have ended meanwhile are dropped."""
         outputs: list[SequenceOutput] = []
+        taken: list[Sequence] = []
         drawn = iter(zip(result.token_ids, result.logprobs, strict=True))
         for plan_index, planned in enumerate(self._in_flight.pop(result.step_id)):
             first = planned.sequence
             for offset, logprobs in enumerate(result.prompt_logprobs.get(plan_index, ())):
                 first.request.prompt_logprobs[planned.start + offset + 1] = logprobs
-            draws = [(sequence, *next(drawn)) for sequence in planned.drawing]
-            for sequence in planned.drawing:
-                sequence.num_in_flight -= 1
-            error = result.errors.get(plan_index)
-            if error is not None and planned.is_wanted:
+            if (error := result.errors.get(plan_index)) is not None and planned.is_wanted:
                 outputs.append(self._fail(first.request, error.message, error.kind))
-            outputs.extend(self._take(*draw) for draw in draws if not draw[0].is_finished)
+            for sequence in planned.drawing:
+                token_id, token_logprobs = next(drawn)
+                sequence.num_in_flight -= 1
+                if sequence.status is not SequenceStatus.FINISHED:
+                    outputs.append(self._take(sequence, token_id, token_logprobs))
+                    taken.append(sequence)
+        self._listener.on_tokens(taken)
+        for sequence in taken:
+            if sequence.finish_reason is not None and not sequence.is_finished:
+                self._finish(sequence)
         return outputs
 
     def _take(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> SequenceOutput:
@@ -292,9 +301,6 @@ class Scheduler:
             if request.wants_prompt_logprobs:
                 output.prompt_logprobs = request.prompt_logprobs
                 request.wants_prompt_logprobs = False
-        self._listener.on_token(sequence)
-        if sequence.finish_reason is not None:
-            self._finish(sequence)
         return output
 
     def fail_step(self, step_id: int, reason: str) -> list[SequenceOutput]:

@@ -20,8 +20,8 @@ class SchedulerListener:
     def on_draft(self, num_tokens: int, num_accepted: int) -> None:
         """A proposer drafted ``num_tokens``, of which the model took ``num_accepted``."""
 
-    def on_token(self, sequence: Sequence) -> None:
-        """A token was drawn and is the last of ``sequence.token_ids``."""
+    def on_tokens(self, sequences: list[Sequence]) -> None:
+        """Each has drawn a token in one step, the last of its ``token_ids``."""
 
     def on_finished(self, sequence: Sequence) -> None:
         """``sequence.finish_reason`` says why."""

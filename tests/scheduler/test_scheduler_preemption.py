@@ -158,8 +158,8 @@ def test_a_listener_hears_of_every_request_once_however_often_it_is_seated():
         def on_preempted(self, how):
             self.events.append(f"preempted by {how}")
 
-        def on_token(self, sequence):
-            self.events.append(f"token {len(sequence.token_ids)} of {sequence.request.request_id}")
+        def on_tokens(self, sequences):
+            self.events += [f"token {len(s.token_ids)} of {s.request.request_id}" for s in sequences]
 
         def on_finished(self, sequence):
             self.events.append(f"finished {sequence.request.request_id} by {sequence.finish_reason}")
