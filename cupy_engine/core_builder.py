@@ -10,6 +10,7 @@ from cupy_engine.backend import Backend, choose_backend
 from cupy_engine.block_manager import BlockManager
 from cupy_engine.config import EngineConfig
 from cupy_engine.core import CoreInfo, EngineCore
+from cupy_engine.load_progress import show_progress
 from cupy_engine.memory_plan import MemoryPlan, wanted_model_len
 from cupy_engine.metrics import EngineMetrics
 from cupy_engine.model_config import ModelConfig
@@ -60,8 +61,12 @@ def build_core(config: EngineConfig, files: ModelFiles) -> EngineCore:
 def _load_model(
     config: EngineConfig, files: ModelFiles, model_config: ModelConfig, backend: Backend, dtype: Any
 ) -> CausalLM:
-    weights = open_weights(files, model_config, load_format=config.load_format, seed=config.seed or 0, dtype=dtype)
-    model = model_class(model_config.architecture)(model_config, weights, backend.device, dtype)
+    device = backend.device
+    weights = open_weights(
+        files, model_config, load_format=config.load_format, seed=config.seed or 0, dtype=dtype, device=device
+    )
+    with show_progress(weights) as watched:
+        model = model_class(model_config.architecture)(model_config, watched, device, dtype)
     unused = weights.unused()
     weights.close()
     if unused:

@@ -47,6 +47,7 @@ class CudaBackend:
         return DTYPES[model.dtype if model.dtype in ("float16", "bfloat16") else "bfloat16"]
 
     def plan_memory(self, config: EngineConfig, model_config: ModelConfig, model: CausalLM, dtype: Any) -> MemoryPlan:
+        self.device.end_loading()
         with self.device.use():
             tune_products(model.weights.products, config.max_num_batched_tokens, config.max_num_seqs)
             self._profile(config, model_config, model, dtype)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from cupy_engine.device import Array
 from cupy_engine.errors import ConfigError
+from cupy_engine.kernel_cache import prepare_kernel_cache
+from cupy_engine.pinned_uploads import PinnedUploads
 
 
 class CudaDevice:
@@ -33,6 +36,7 @@ class CudaDevice:
         self._device = cupy.cuda.Device(index)
         self._device.use()
         self.stream = cupy.cuda.Stream(non_blocking=True)
+        self._uploads: PinnedUploads | None = None
 
     def use(self) -> Any:
         """A context in which this thread's launches and copies go to this GPU's stream."""
@@ -50,8 +54,32 @@ class CudaDevice:
 
     def asarray(self, host: np.ndarray, dtype: Any = None) -> Array:
         """Copy to the GPU, C-ordered; the conversion to ``dtype`` happens there."""
-        array = self.xp.asarray(host)
-        return self.xp.ascontiguousarray(array, host.dtype if dtype is None else dtype)
+        with self.use():
+            array = self.xp.asarray(host)
+            return self.xp.ascontiguousarray(array, host.dtype if dtype is None else dtype)
+
+    def stack(self, parts: Sequence[Array], dtype: Any) -> Array:
+        """Host arrays go through pinned buffers, piece by piece, until :meth:`end_loading`."""
+        shape = (sum(map(len, parts)), *parts[0].shape[1:])
+        with self.use():
+            stacked = self.xp.empty(shape, dtype)
+            first = 0
+            for part in parts:
+                rows = stacked[first : first + len(part)]
+                if isinstance(part, np.ndarray):
+                    self._uploads = self._uploads or PinnedUploads(self.stream)
+                    self._uploads.copy(part, rows)
+                else:
+                    rows[...] = part
+                first += len(part)
+        return stacked
+
+    def end_loading(self) -> None:
+        """All weights are stacked: wait for them and release what carried them."""
+        if self._uploads is not None:
+            self._uploads.close()
+            self._uploads = None
+        self.stream.synchronize()
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         return self.xp.empty(shape, dtype)
@@ -76,6 +104,7 @@ class CudaDevice:
 
 def why_no_cuda() -> str | None:
     """Why the CUDA backend cannot run here; ``None`` if it can."""
+    prepare_kernel_cache()
     try:
         import cupy
     except ImportError:

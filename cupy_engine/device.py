@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,6 +28,9 @@ class Device(Protocol):
     def asarray(self, host: np.ndarray, dtype: Any = None) -> Array:
         """Bring a host array over, converted to ``dtype`` if given."""
 
+    def stack(self, parts: Sequence[Array], dtype: Any) -> Array:
+        """Arrays of the host, or already here, joined along their first axis and converted to ``dtype``."""
+
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array: ...
 
     def host_zeros(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -51,6 +55,9 @@ class NumpyDevice:
     def asarray(self, host: np.ndarray, dtype: Any = None) -> np.ndarray:
         # A read-only array is a mapped file: huge pages, and safety from a file that shrinks, need memory of our own.
         return np.array(host, dtype, order="C", copy=None if host.flags.writeable else True)
+
+    def stack(self, parts: Sequence[np.ndarray], dtype: Any) -> np.ndarray:
+        return self.asarray(parts[0] if len(parts) == 1 else np.concatenate(parts), dtype)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         return np.empty(shape, dtype)

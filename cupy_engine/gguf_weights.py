@@ -84,6 +84,13 @@ class GGUFWeights:
         self._run_ahead()
         return array
 
+    @property
+    def num_bytes(self) -> int:
+        return sum(
+            tensor.num_bytes if tensor.type_name in _STORED_DTYPES else _float32_bytes(tensor)
+            for tensor in self._tensors.values()
+        )
+
     def has(self, name: str) -> bool:
         return name in self._tensors
 

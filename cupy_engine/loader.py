@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-import numpy as np
-
 from cupy_engine.device import Array, Device
 from cupy_engine.ops.linear import linear
 
@@ -76,7 +74,7 @@ class LoadedWeights:
 class TensorSource(Protocol):
     """Tensors of a checkpoint by name; a WeightSource, or a view of one."""
 
-    def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    def take(self, name: str, shape: tuple[int, ...]) -> Array:
         """The tensor, of exactly this shape. Raises ModelLoadError."""
 
 
@@ -104,8 +102,6 @@ class Loader:
 
     def stacked(self, parts: Sequence[tuple[str, tuple[int, ...]]]) -> Array:
         """Tensors (name, shape) joined along their first axis."""
-        taken = [self.source.take(self.prefix + name, shape) for name, shape in parts]
-        host = taken[0] if len(taken) == 1 else np.concatenate(taken)
-        array = self.device.asarray(host, self.dtype)
+        array = self.device.stack([self.source.take(self.prefix + name, shape) for name, shape in parts], self.dtype)
         self.loaded.num_bytes += array.nbytes
         return array

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cupy_engine.device import Device
 from cupy_engine.errors import ConfigError, ModelLoadError
 from cupy_engine.gguf_config import load_gguf_config
 from cupy_engine.gguf_file import read_gguf
@@ -110,20 +111,26 @@ def load_model_config(files: ModelFiles) -> ModelConfig:
 
 
 def open_weights(
-    files: ModelFiles, config: ModelConfig, *, load_format: LoadFormat = "auto", seed: int = 0, dtype: Any = "float32"
+    files: ModelFiles,
+    config: ModelConfig,
+    *,
+    load_format: LoadFormat = "auto",
+    seed: int = 0,
+    dtype: Any = "float32",
+    device: Device | None = None,
 ) -> WeightSource:
     """Open the model's tensors.
 
     Args:
         load_format: ``auto`` reads the files; ``dummy`` makes random weights, for which a configuration is enough.
-        seed, dtype: of the dummy weights. Stored weights come in the dtype they are stored in.
+        seed, dtype, device: of the dummy weights. Stored weights come in the dtype they are stored in, on the host.
 
     Raises:
         ModelLoadError: a file is missing or broken; names it.
         ConfigError: an unknown ``load_format``.
     """
     if load_format == "dummy":
-        return DummyWeights(config, seed=seed, dtype=dtype)
+        return DummyWeights(config, seed=seed, dtype=dtype, device=device)
     if load_format != "auto":
         raise ConfigError("load_format", f"must be 'auto' or 'dummy', got {load_format!r}")
     if files.gguf is not None:

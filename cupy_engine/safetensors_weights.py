@@ -60,6 +60,10 @@ class SafetensorsWeights:
         array: np.ndarray = tensor.data.view(_DTYPES[tensor.dtype]).reshape(shape)
         return array
 
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.data.nbytes for tensor in self._tensors.values())
+
     def has(self, name: str) -> bool:
         return self._stored_name(name) is not None
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from cupy_engine.batch import Batch
 from cupy_engine.device import Array, Device
 from cupy_engine.kv_cache import KVCache
@@ -30,7 +28,7 @@ class Conv1DSource:
     def __init__(self, source: WeightSource) -> None:
         self._source = source
 
-    def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    def take(self, name: str, shape: tuple[int, ...]) -> Array:
         """The tensor ``name``, projections turned to [out, in]."""
         if name.endswith(_CONV1D_WEIGHTS):
             return self._source.take(name, shape[::-1]).T

@@ -14,6 +14,7 @@ import importlib.resources
 from pathlib import Path
 from typing import Any
 
+from cupy_engine.kernel_cache import keep_in_memory
 from cupy_engine.ops._instantiations import INSTANTIATIONS
 
 COMPILE_OPTIONS = ("-std=c++17",)
@@ -39,8 +40,16 @@ def kernel(file: str, expression: str, shared_bytes: int = 0) -> Any:
     import cupy
 
     options = (*COMPILE_OPTIONS, *source_options(), *_arch_options(int(cupy.cuda.Device().compute_capability)))
-    module = cupy.RawModule(code=source(file), options=options, name_expressions=(expression,))
-    function = module.get_function(expression)
+
+    def build() -> Any:
+        module = cupy.RawModule(code=source(file), options=options, name_expressions=(expression,))
+        return module.get_function(expression)
+
+    try:
+        function = build()
+    except OSError:  # the disk has filled up since the start
+        keep_in_memory()
+        function = build()
     if shared_bytes > _DEFAULT_SHARED_BYTES:
         function.max_dynamic_shared_size_bytes = shared_bytes
     return function

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,13 +124,18 @@ def _report(file: str, arch: str, version: str) -> CompiledFile:
     except (OSError, msgspec.MsgspecError):
         compiled = CompiledFile(file, arch, compile_file(file, arch))
     if not any(kernel.error for kernel in compiled.kernels):
-        folder.mkdir(parents=True, exist_ok=True)
-        for outdated in folder.glob(f"{prefix}*.json"):
-            outdated.unlink(missing_ok=True)
-        part = path.with_suffix(f".{os.getpid()}")
-        part.write_bytes(msgspec.json.encode(compiled))
-        os.replace(part, path)
+        with suppress(OSError):  # a full disk or a read-only home: it is compiled again next time
+            _keep(compiled, path, prefix)
     return compiled
+
+
+def _keep(compiled: CompiledFile, path: Path, prefix: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for outdated in path.parent.glob(f"{prefix}*.json"):
+        outdated.unlink(missing_ok=True)
+    part = path.with_suffix(f".{os.getpid()}")
+    part.write_bytes(msgspec.json.encode(compiled))
+    os.replace(part, path)
 
 
 def _digest(file: str) -> str:
