@@ -14,6 +14,7 @@ from cupy_engine.errors import (
     QueueFullError,
 )
 from cupy_engine.sampling_params import SamplingParams
+from cupy_engine.structured_outputs import StructuredOutputs
 
 if TYPE_CHECKING:
     from cupy_engine.config import EngineConfig
@@ -37,6 +38,7 @@ __all__ = [
     "QueueFullError",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputs",
     "TokenLogprob",
     "register_model",
 ]

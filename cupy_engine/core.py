@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from cupy_engine.config import EngineConfig
 from cupy_engine.errors import InvalidRequestError, QueueFullError
 from cupy_engine.executor import Executor, StepHandle
+from cupy_engine.guides import GuideError, Guides
 from cupy_engine.messages import AbortRequest, EngineStats, GenerateRequest, SequenceOutput
 from cupy_engine.metrics import EngineMetrics
 from cupy_engine.model_source import ModelFiles
@@ -18,6 +19,9 @@ from cupy_engine.plan import StepPlan
 from cupy_engine.scheduler import Scheduler
 
 logger = logging.getLogger("cupy_engine")
+
+_MASK_PATIENCE_S = 0.001  # masks take some 0.1 ms; who misses a step waits for the next
+_IDLE_WAIT_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,7 @@ class EngineCore:
         executor: Executor,
         metrics: EngineMetrics,
         info: CoreInfo,
+        guides: Guides,
         *,
         max_steps_in_flight: int = 1,
         clock: Callable[[], float] = time.monotonic,
@@ -69,6 +74,7 @@ class EngineCore:
         self.metrics = metrics
         self.info = info
         self._executor = executor
+        self._guides = guides
         self._max_steps_in_flight = max_steps_in_flight
         self._clock = clock
         self._in_flight: deque[_StepInFlight] = deque()
@@ -93,7 +99,7 @@ class EngineCore:
         if not request.arrival_time_s:
             request.arrival_time_s = self._clock()
         try:
-            self.scheduler.add(request)
+            sequence = self.scheduler.add(request)
         except InvalidRequestError as error:
             self.metrics.on_rejected("invalid")
             return _refusal(
@@ -102,15 +108,17 @@ class EngineCore:
         except QueueFullError as error:
             self.metrics.on_rejected("queue_full")
             return _refusal(request, SequenceOutput(request_id="", error_kind="queue_full"), error)
+        if request.grammar is not None:
+            sequence.guide = self._guides.open(request.request_id, request.grammar)
         return None
 
     def abort(self, request: AbortRequest) -> None:
         self.scheduler.abort(request.request_id, request.index)
 
     def step(self) -> list[SequenceOutput]:
-        """Expire, schedule, submit, collect, update. Call while :attr:`has_work`."""
+        """Expire, guide, schedule, submit, collect, update. Call while :attr:`has_work`."""
         start_time_s = self._clock()
-        outputs = self._expire(start_time_s)
+        outputs = self._expire(start_time_s) + self._refuse(self._guides.collect(_MASK_PATIENCE_S))
         plan = self.scheduler.schedule()
         if plan is not None:
             submit_time_s = self._clock()
@@ -118,6 +126,8 @@ class EngineCore:
             self._in_flight.append(_StepInFlight(plan, handle, submit_time_s, submit_time_s - start_time_s))
         if self._in_flight and (plan is None or len(self._in_flight) >= self._max_steps_in_flight):
             outputs += self._collect(self._in_flight.popleft())
+        elif plan is None:
+            outputs += self._refuse(self._guides.wait(_IDLE_WAIT_S))
         return outputs
 
     def _expire(self, now_s: float) -> list[SequenceOutput]:
@@ -125,6 +135,9 @@ class EngineCore:
         for _ in outputs:
             self.metrics.on_deadline_exceeded()
         return outputs
+
+    def _refuse(self, errors: list[GuideError]) -> list[SequenceOutput]:
+        return [output for error in errors for output in self.scheduler.refuse(error)]
 
     def _collect(self, step: _StepInFlight) -> list[SequenceOutput]:
         try:
@@ -144,6 +157,7 @@ class EngineCore:
 
     def fail_all(self, reason: str) -> list[SequenceOutput]:
         """End all requests with an error, when the engine closes."""
+        self._guides.close()
         return self.scheduler.abort_all(reason)
 
     def stats(self) -> EngineStats:

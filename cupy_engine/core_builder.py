@@ -10,6 +10,8 @@ from cupy_engine.backend import Backend, choose_backend
 from cupy_engine.block_manager import BlockManager
 from cupy_engine.config import EngineConfig
 from cupy_engine.core import CoreInfo, EngineCore
+from cupy_engine.guide_vocabulary import load_vocabulary
+from cupy_engine.guides import Guides
 from cupy_engine.load_progress import show_progress
 from cupy_engine.memory_plan import MemoryPlan, wanted_model_len
 from cupy_engine.metrics import EngineMetrics
@@ -55,7 +57,8 @@ def build_core(config: EngineConfig, files: ModelFiles) -> EngineCore:
     )
     logger.info("%s", info.describe())
     depth = config.max_steps_in_flight or backend.max_steps_in_flight
-    return EngineCore(scheduler, executor, metrics, info, max_steps_in_flight=depth)
+    guides = Guides(lambda: load_vocabulary(config, files, model_config), model_config.vocab_size)
+    return EngineCore(scheduler, executor, metrics, info, guides, max_steps_in_flight=depth)
 
 
 def _load_model(

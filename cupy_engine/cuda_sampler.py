@@ -17,7 +17,7 @@ from cupy_engine.cuda_slot import LIST_FIELDS, SLOT, SLOT_UPDATE, SlotData
 from cupy_engine.device import Array, Device
 from cupy_engine.messages import TokenLogprobs
 from cupy_engine.ops import _cuda_sampling as ops
-from cupy_engine.plan import SlotSetup
+from cupy_engine.plan import SlotSetup, TokenMask
 
 NO_LOGPROBS = -1
 
@@ -53,6 +53,7 @@ class CudaSampler:
         self._num_top = np.full(num_slots, NO_LOGPROBS)
         self._waiting: dict[int, SlotData] = {}
         self._lists: dict[int, Array] = {}  # by slot, what its record points to
+        self._always_forbidden: dict[int, np.ndarray] = {}  # by guided slot
         self._counts = _CountRows(vocab_size, device)
         self._uploads: deque[tuple[Any, np.ndarray]] = deque()  # pinned memory, and the event behind its last reader
 
@@ -63,7 +64,10 @@ class CudaSampler:
 
     def set_slot(self, setup: SlotSetup) -> None:
         """Seat a sequence from the next :meth:`flush` on. A resumed one brings its output in ``token_ids``."""
-        self._waiting[setup.slot] = SlotData.of(setup, self._vocab_size)
+        data = self._waiting[setup.slot] = SlotData.of(setup, self._vocab_size)
+        self._always_forbidden.pop(setup.slot, None)
+        if data.always_forbidden is not None:
+            self._always_forbidden[setup.slot] = data.always_forbidden
         self._num_top[setup.slot] = (setup.params.logprobs or 0) if setup.needs_logprobs else NO_LOGPROBS
 
     def flush(self, stream: Any) -> None:
@@ -71,15 +75,37 @@ class CudaSampler:
         if not self._waiting:
             return
         with stream:
-            while self._uploads and self._uploads[0][0].done:
-                self._uploads.popleft()
             memory = self._pack(self._waiting)
             address, num_updates = memory.ctypes.data, len(self._waiting)
             ops.seat_slots(self._slots, address, num_updates, self._num_slots, self._vocab_size)
-            event = self._device.xp.cuda.Event(disable_timing=True)
-            event.record(stream)
-        self._uploads.append((event, memory))
+            self._keep_until_read(memory, stream)
         self._waiting = {}
+
+    def set_masks(self, masks: list[TokenMask], stream: Any) -> None:
+        """Enqueue what guided slots may draw next: after :meth:`flush`, before the step's kernels."""
+        masks = [mask for mask in masks if mask.slot in self._always_forbidden]
+        if not masks:
+            return
+        import cupyx
+
+        width = -(-self._vocab_size // 32)
+        with stream:
+            memory: np.ndarray = cupyx.empty_pinned(len(masks) * (width + 1), np.int32)
+            indices, rows = memory[: len(masks)], memory[len(masks) :].reshape(len(masks), width)
+            for i, mask in enumerate(masks):
+                indices[i] = mask.slot
+                rows[i] = ~np.frombuffer(mask.allowed, np.int32, width) | self._always_forbidden[mask.slot]
+            addresses = indices.ctypes.data, rows.ctypes.data
+            ops.set_masks(self._slots, addresses, len(masks), self._num_slots, width)
+            self._keep_until_read(memory, stream)
+
+    def _keep_until_read(self, memory: np.ndarray, stream: Any) -> None:
+        """Hold on to pinned memory until the stream has come past this point."""
+        while self._uploads and self._uploads[0][0].done:
+            self._uploads.popleft()
+        event = self._device.xp.cuda.Event(disable_timing=True)
+        event.record(stream)
+        self._uploads.append((event, memory))
 
     def _pack(self, waiting: dict[int, SlotData]) -> np.ndarray:
         """Pinned memory for the kernel to read: SLOT_UPDATE records, then their lists and tokens."""

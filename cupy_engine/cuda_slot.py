@@ -55,6 +55,7 @@ class SlotData:
     is_penalized: bool
     counted: np.ndarray  # [C] int32, prompt and output, if penalized
     num_prompt_tokens: int
+    always_forbidden: np.ndarray | None  # [ceil(V / 32)] int32 bits, if guided: what its masks leave out besides
 
     @classmethod
     def of(cls, setup: SlotSetup, vocab_size: int) -> SlotData:
@@ -65,7 +66,8 @@ class SlotData:
         lists = TokenLists.of(setup, vocab_size)
         words = np.empty(0, np.int32) if lists is None else _lay_out(lists, record, setup.token_ids, vocab_size)
         counted = np.array(setup.token_ids if params.has_penalties else [], np.int32)
-        return cls(record, words, params.has_penalties, counted, setup.num_prompt_tokens)
+        always = _bits(_forbidden(lists, vocab_size)) if lists is not None and lists.is_guided else None
+        return cls(record, words, params.has_penalties, counted, setup.num_prompt_tokens, always)
 
 
 LIST_FIELDS = ("forbidden", "listed", "edits", "words", "word_tokens", "recent")
@@ -112,10 +114,10 @@ def _lay_out(lists: TokenLists, record: np.ndarray, context: Sequence[int], voca
 
 
 def _forbidden(lists: TokenLists, vocab_size: int) -> np.ndarray:
-    """[V] bool: never to be drawn; empty if every token may be."""
-    if lists.mask is None:
+    """[V] bool: never to be drawn; empty if every token may always be."""
+    if lists.mask is None and not lists.is_guided:
         return _members(lists.bad_words.single, vocab_size)
-    forbidden: np.ndarray = lists.mask != 0
+    forbidden = np.zeros(vocab_size, np.bool_) if lists.mask is None else lists.mask != 0
     forbidden[lists.bad_words.single] = True
     return forbidden
 

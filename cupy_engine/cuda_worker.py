@@ -141,6 +141,7 @@ class CudaWorker:
         self._prompt_scores.note(plan.slot_setups)
         self._slots.write(plan)
         self._sampler.flush(self._device.stream)
+        self._sampler.set_masks(plan.masks, self._device.stream)
 
     def _run_eagerly(self, step: PackedStep, shape: StepShape) -> tuple[Array, Array | None]:
         """Enqueue any step, launch by launch; returns its hidden states and, if any token is drawn, logits."""

@@ -14,6 +14,7 @@ from cupy_engine.errors import InvalidRequestError
 from cupy_engine.messages import GenerateRequest
 from cupy_engine.model_source import ModelFiles, load_model_config, resolve_model
 from cupy_engine.sampling_params import SamplingParams
+from cupy_engine.structured_outputs import Grammar, StructuredOutputs
 from cupy_engine.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -79,6 +80,7 @@ class FrontEnd:
             prompt_token_ids=token_ids,
             params=params,
             bad_words_token_ids=self._encode_bad_words(params.bad_words or ()),
+            grammar=self._grammar(params.structured_outputs),
             priority=priority,
             cache_salt=cache_salt,
             arrival_time_s=now_s,
@@ -133,6 +135,12 @@ class FrontEnd:
                 if token_ids and token_ids not in found:
                     found.append(token_ids)
         return found
+
+    def _grammar(self, form: StructuredOutputs | None) -> Grammar | None:
+        if form is None:
+            return None
+        self._tokenizer_for(form.param)
+        return form.to_grammar()
 
     def _check(self, token_ids: list[int], params: SamplingParams) -> None:
         if not token_ids:

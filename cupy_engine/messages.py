@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from cupy_engine.sampling_params import SamplingParams
+from cupy_engine.structured_outputs import Grammar
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 ErrorKind = Literal["invalid", "queue_full", "deadline", "internal", "dead"]
@@ -27,6 +28,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True, omit_defaults=True, tag="gen
     prompt_token_ids: list[int]
     params: SamplingParams
     bad_words_token_ids: list[list[int]] = []
+    grammar: Grammar | None = None
     priority: int = 0
     cache_salt: str = ""
     arrival_time_s: float = 0.0

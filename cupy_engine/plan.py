@@ -21,6 +21,7 @@ class SlotSetup(msgspec.Struct, array_like=True):
 
     ``seed`` is the 64-bit key of the sequence's random numbers; ``output_token_ids`` is not empty when a preempted
     sequence comes back. ``num_prompt_tokens`` splits ``token_ids`` into prompt and output.
+    ``is_guided``: each of its draws comes with a :class:`TokenMask`.
     """
 
     slot: int
@@ -31,6 +32,14 @@ class SlotSetup(msgspec.Struct, array_like=True):
     eos_token_ids: list[int]
     bad_words_token_ids: list[list[int]]
     needs_logprobs: bool
+    is_guided: bool = False
+
+
+class TokenMask(msgspec.Struct, array_like=True):
+    """The tokens that a guided slot may draw in this step: bit ``i % 8`` of byte ``i // 8`` for token i."""
+
+    slot: int
+    allowed: bytes
 
 
 class BlockTableWrite(msgspec.Struct, array_like=True):
@@ -66,6 +75,7 @@ class StepPlan(msgspec.Struct):
     block_copies: list[tuple[int, int]] = []  # (source, destination), copy-on-write
     slot_setups: list[SlotSetup] = []
     block_table_writes: list[BlockTableWrite] = []
+    masks: list[TokenMask] = []  # one for every guided slot that draws
     sequences: list[ScheduledSequence] = []
 
     @property

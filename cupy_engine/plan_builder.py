@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cupy_engine.block_manager import Reservation
-from cupy_engine.plan import BlockTableWrite, ScheduledSequence, SlotSetup, StepPlan
+from cupy_engine.plan import BlockTableWrite, ScheduledSequence, SlotSetup, StepPlan, TokenMask
 from cupy_engine.request import Sequence
 
 
@@ -50,6 +50,7 @@ class PlanBuilder:
             eos_token_ids=list(request.eos_token_ids),
             bad_words_token_ids=request.bad_words_token_ids,
             needs_logprobs=request.needs_logprobs,
+            is_guided=sequence.guide is not None,
         )
         self.plan.slot_setups.append(setup)
 
@@ -75,10 +76,19 @@ class PlanBuilder:
             num_prompt_logprobs=request.params.prompt_logprobs if request.wants_prompt_logprobs else None,
         )
         self.plan.sequences.append(scheduled)
+        if sequence.guide is not None:
+            self._mask(drawing)
         self.planned.append(PlannedSequence(sequence, start, drawing))
         self.budget -= end - start
         if end - start > 1:
             self.note(f"compute {name_of(sequence)}[{start}:{end}] of {sequence.num_tokens}")
+
+    def _mask(self, drawing: list[Sequence]) -> None:
+        """Say what guided sequences may draw; their guides know by now."""
+        for sequence in drawing:
+            assert sequence.guide is not None
+            assert sequence.guide.mask is not None
+            self.plan.masks.append(TokenMask(sequence.slot, sequence.guide.mask))
 
     def describe(self, num_free_blocks: int, num_blocks: int, num_waiting: int) -> str:
         """One line for people: what the step does and why."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from cupy_engine.block_manager import hash_block, root_hash
 from cupy_engine.errors import InvalidRequestError
+from cupy_engine.guides import Guide
 from cupy_engine.messages import FinishReason, GenerateRequest, TokenLogprobs
 
 
@@ -46,6 +47,7 @@ class Sequence:
     num_preemptions: int = 0
     last_token_in_slot: bool = False
     last_token_time_s: float | None = None  # by the listener's clock
+    guide: Guide | None = None
     finish_reason: FinishReason | None = None
     block_hashes: list[bytes] = field(default_factory=list)
 
@@ -72,7 +74,10 @@ class Sequence:
         num_tokens = len(self.token_ids) + self.num_in_flight
         if num_tokens - self.num_prompt_tokens >= self.request.max_output_tokens:
             return 0
-        return num_tokens - self.num_computed_tokens
+        num_uncomputed = num_tokens - self.num_computed_tokens
+        if self.guide is None or (self.guide.mask is not None and not self.num_in_flight):
+            return num_uncomputed
+        return num_uncomputed - 1  # the last one draws the next, and what that may be is not known yet
 
     def update_block_hashes(self, block_size: int) -> list[bytes]:
         """Hashes of all blocks whose tokens are known, extended as tokens arrive."""
@@ -80,6 +85,13 @@ class Sequence:
             parent = self.block_hashes[-1] if self.block_hashes else root_hash(self.request.cache_salt)
             self.block_hashes.append(hash_block(parent, self.token_ids[start : start + block_size]))
         return self.block_hashes
+
+    def start_from(self, parent: Sequence) -> None:
+        """Run on where the parent is, which has computed the prompt."""
+        self.num_computed_tokens = parent.num_computed_tokens
+        self.block_hashes = list(parent.block_hashes)
+        self.guide = parent.guide and parent.guide.fork()
+        self.status = SequenceStatus.RUNNING
 
     def append(self, token_id: int) -> int | None:
         """Take a drawn token. Sets ``finish_reason`` if it ends the sequence; returns the stop token id if one did."""

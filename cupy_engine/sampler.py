@@ -2,8 +2,9 @@
 
 One draw's way, each stage only for the slots that ask for it:
 
-    raw logits ── allowed_token_ids ── bad_words, min_tokens ── logit_bias ── penalties ──┬── temperature 0: argmax
-        └── log-probabilities                                                             └── temperature … random draw
+    raw logits ── grammar, allowed_token_ids ── bad_words, min_tokens ── logit_bias ── penalties
+        │                                       temperature 0: argmax, else a random draw ──┘
+        └── log-probabilities
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import numpy as np
 from cupy_engine.device import Array, Device
 from cupy_engine.messages import TokenLogprobs
 from cupy_engine.ops import sampling as ops
-from cupy_engine.plan import SlotSetup
+from cupy_engine.plan import SlotSetup, TokenMask
 from cupy_engine.sampling_state import SeenTokens, TokenLists
 
 NOT_FINITE = "the model gave logits that are not finite"
-NOTHING_ALLOWED = "allowed_token_ids, bad_words and min_tokens leave no token to choose"
+NOTHING_ALLOWED = "allowed_token_ids, bad_words, min_tokens and the output's form leave no token to choose"
 
 _SEED_MASK = (1 << 64) - 1
 
@@ -70,6 +71,7 @@ class Sampler:
         self._device = device
         self._slots = np.zeros(num_slots, _SLOT)
         self._token_lists: dict[int, TokenLists] = {}
+        self._masks: dict[int, bytes] = {}
         self._seen = SeenTokens(num_slots, vocab_size, device)
 
     def set_slot(self, setup: SlotSetup) -> None:
@@ -98,6 +100,10 @@ class Sampler:
             setup.needs_logprobs,
             params.logprobs or 0,
         )
+
+    def set_masks(self, masks: list[TokenMask]) -> None:
+        """What guided slots may draw in the next :meth:`sample`."""
+        self._masks = {mask.slot: mask.allowed for mask in masks}
 
     def sample(self, logits: Array, rows: np.ndarray, slots: np.ndarray, positions: np.ndarray) -> SampleResult:
         """Draw a token per entry of ``rows`` and record it in its slot.
@@ -150,7 +156,9 @@ class Sampler:
         return self._device.xp.ascontiguousarray(logits), rows
 
     def _edit(self, logits: Array, states: np.ndarray, slots: np.ndarray, positions: np.ndarray) -> None:
-        """Apply token lists and penalties in place. logits [M, V], the rest [M]."""
+        """Apply masks, token lists and penalties in place. logits [M, V], the rest [M]."""
+        masks = {draw: self._masks[slot] for draw, slot in enumerate(slots.tolist()) if slot in self._masks}
+        ops.allow(logits, np.array(list(masks), np.int64), list(masks.values()))
         lists = [
             (draw, self._token_lists[slot]) for draw, slot in enumerate(slots.tolist()) if slot in self._token_lists
         ]

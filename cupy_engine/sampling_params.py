@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from cupy_engine.errors import InvalidRequestError
+from cupy_engine.structured_outputs import StructuredOutputs
 
 MAX_N = 16
 MAX_LOGPROBS = 20
@@ -48,6 +49,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         skip_special_tokens: leave special tokens out of the text.
         spaces_between_special_tokens: put spaces between special tokens in the text.
         truncate_prompt_tokens: keep only this many tokens at the prompt's end.
+        structured_outputs: the form that the output must have, such as a JSON schema.
 
     Raises:
         InvalidRequestError: a value out of range; ``param`` names the field.
@@ -77,6 +79,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     truncate_prompt_tokens: int | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     @property
     def num_sequences(self) -> int:
@@ -111,6 +114,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             )
         if self.num_sequences > 1 and self.is_greedy and self.best_of is not None and self.best_of > 1:
             raise InvalidRequestError("best_of", "best_of must be 1 with temperature 0: all sequences would be equal")
+        if self.structured_outputs is not None and self.ignore_eos:
+            raise InvalidRequestError(
+                "ignore_eos", f"ignore_eos must be false with {self.structured_outputs.param}, which ends where it says"
+            )
 
 
 def _shorten(value: object) -> str:
@@ -159,6 +166,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
         ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens", "spaces_between_special_tokens"), (bool,)
     ),
     "logit_bias": (dict, type(None)),
+    "structured_outputs": (StructuredOutputs, type(None)),
 }
 
 

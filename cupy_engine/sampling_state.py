@@ -24,6 +24,7 @@ class TokenLists:
     biased: np.ndarray  # [K] int32
     biases: np.ndarray  # [K] float32
     bad_words: BadWords
+    is_guided: bool = False  # each draw comes with a mask of its own
 
     @classmethod
     def of(cls, setup: SlotSetup, vocab_size: int) -> TokenLists | None:
@@ -37,13 +38,14 @@ class TokenLists:
             biased=_token_ids(bias),
             biases=np.array(list(bias.values()), np.float32),
             bad_words=BadWords.of(setup.bad_words_token_ids, setup.token_ids, vocab_size),
+            is_guided=setup.is_guided,
         )
         return lists if lists.always_edits or lists.stops.size else None
 
     @property
     def always_edits(self) -> bool:
         """Whether logits change at every position, not only before ``min_tokens``."""
-        return self.mask is not None or bool(self.biased.size) or self.bad_words.can_match
+        return self.is_guided or self.mask is not None or bool(self.biased.size) or self.bad_words.can_match
 
 
 @dataclass(slots=True)

@@ -19,8 +19,9 @@ from collections.abc import Sequence as Many
 from cupy_engine.admission import Admission
 from cupy_engine.block_manager import BlockManager
 from cupy_engine.errors import QueueFullError
+from cupy_engine.guides import GuideError
 from cupy_engine.live_requests import LiveRequests
-from cupy_engine.messages import ErrorKind, GenerateRequest, SequenceOutput, TokenLogprobs
+from cupy_engine.messages import ErrorKind, GenerateRequest, SequenceOutput
 from cupy_engine.plan import StepPlan, StepResult
 from cupy_engine.plan_builder import PlanBuilder, PlannedSequence, name_of
 from cupy_engine.preemption import PreemptionCosts
@@ -28,6 +29,7 @@ from cupy_engine.request import Request, Sequence, SequenceStatus
 from cupy_engine.request_queue import Policy, WaitingQueue
 from cupy_engine.scheduler_listener import PreemptionKind, SchedulerListener
 from cupy_engine.seats import Seats
+from cupy_engine.sequence_outputs import error_output, take_token
 
 logger = logging.getLogger("cupy_engine.schedule")
 
@@ -98,8 +100,8 @@ class Scheduler:
 
     # Requests come and go
 
-    def add(self, message: GenerateRequest) -> None:
-        """Queue a request.
+    def add(self, message: GenerateRequest) -> Sequence:
+        """Queue a request; returns its first sequence.
 
         Raises:
             InvalidRequestError: it can never be served.
@@ -108,7 +110,9 @@ class Scheduler:
         self._requests.check(message)
         if len(self._waiting) >= self._max_queue_len:
             raise QueueFullError(f"{self._max_queue_len} requests wait already (max_queue_len); try again later")
-        self._waiting.push(self._requests.add(message).sequences[0])
+        sequence = self._requests.add(message).sequences[0]
+        self._waiting.push(sequence)
+        return sequence
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """Drop a request, or one of its sequences once it has forked. Unknown ids are ignored."""
@@ -126,6 +130,11 @@ class Scheduler:
         reason = "the request's deadline has passed"
         return [self._fail(request, reason, "deadline") for request in self._requests.late(now_s)]
 
+    def refuse(self, error: GuideError) -> list[SequenceOutput]:
+        """End a request whose grammar is of no use; nothing if it has ended already."""
+        request = self._requests.get(error.request_id)
+        return [] if request is None else [self._fail(request, error.message, "invalid", error.param)]
+
     def abort_all(self, reason: str) -> list[SequenceOutput]:
         """End every request with an error, when the engine closes."""
         return [self._fail(request, reason, "internal") for request in self._requests]
@@ -139,14 +148,15 @@ class Scheduler:
         self._schedule_running(builder)
         if not builder.has_preempted:
             self._schedule_waiting(builder)
-        if not builder.plan.sequences and not builder.plan.swap_out:
+        plan = builder.plan
+        if not (plan.sequences or plan.slot_setups or plan.swap_out):
             return None
         if self._log_schedule:
             manager = self.block_manager
             logger.info(builder.describe(manager.num_free_blocks, manager.num_blocks, len(self._waiting)))
-        self._in_flight[builder.plan.step_id] = builder.planned
+        self._in_flight[plan.step_id] = builder.planned
         self._next_step_id += 1
-        return builder.plan
+        return plan
 
     def _budget(self) -> int:
         """Less where sequences decode, which a large step would hold up."""
@@ -198,6 +208,8 @@ class Scheduler:
             self._waiting.pop()
             self._admit(sequence, builder)
             num_tokens = min(sequence.num_uncomputed_tokens(), builder.budget)
+            if num_tokens == 0:
+                continue  # seated, but its guide does not know the last token yet
             has_room = self._make_room(sequence, num_tokens, builder)
             assert has_room, "an admitted sequence fits"
             self._plan(sequence, num_tokens, builder)
@@ -229,9 +241,7 @@ class Scheduler:
         children = self._admission.party(parent)[1:]
         for child in children:
             table = self.block_manager.fork(parent.sequence_id, child.sequence_id)
-            child.num_computed_tokens = parent.num_computed_tokens
-            child.block_hashes = list(parent.block_hashes)
-            child.status = SequenceStatus.RUNNING
+            child.start_from(parent)
             bisect.insort(self._running, child, key=self._policy.key)
             builder.seat(child)
             builder.write_table(child.slot, 0, table)
@@ -276,32 +286,13 @@ class Scheduler:
                 token_id, token_logprobs = next(drawn)
                 sequence.num_in_flight -= 1
                 if sequence.status is not SequenceStatus.FINISHED:
-                    outputs.append(self._take(sequence, token_id, token_logprobs))
+                    outputs.append(take_token(sequence, token_id, token_logprobs))
                     taken.append(sequence)
         self._listener.on_tokens(taken)
         for sequence in taken:
             if sequence.finish_reason is not None and not sequence.is_finished:
                 self._finish(sequence)
         return outputs
-
-    def _take(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> SequenceOutput:
-        request = sequence.request
-        stop_token_id = sequence.append(token_id)
-        output = SequenceOutput(
-            request_id=request.request_id,
-            index=sequence.index,
-            token_ids=[token_id],
-            logprobs=[] if logprobs is None else [logprobs],
-            finish_reason=sequence.finish_reason,
-            stop_reason=stop_token_id,
-        )
-        if sequence.index == 0 and len(sequence.token_ids) == sequence.num_prompt_tokens + 1:
-            output.num_cached_tokens = request.num_cached_tokens
-            output.scheduled_time_s = request.first_scheduled_time_s
-            if request.wants_prompt_logprobs:
-                output.prompt_logprobs = request.prompt_logprobs
-                request.wants_prompt_logprobs = False
-        return output
 
     def fail_step(self, step_id: int, reason: str) -> list[SequenceOutput]:
         """A step broke: fail the requests it computed and trust nothing that is cached or on the host.
@@ -325,12 +316,12 @@ class Scheduler:
             sequence.num_computed_tokens = 0
             sequence.status = SequenceStatus.WAITING
 
-    def _fail(self, request: Request, reason: str, kind: ErrorKind) -> SequenceOutput:
+    def _fail(self, request: Request, reason: str, kind: ErrorKind, param: str | None = None) -> SequenceOutput:
         for sequence in request.sequences:
             if not sequence.is_finished:
                 sequence.finish_reason = "error"
                 self._finish(sequence, forget=kind == "internal")
-        return SequenceOutput(request_id=request.request_id, finish_reason="error", error=reason, error_kind=kind)
+        return error_output(request, reason, kind, param)
 
     def _finish(self, sequence: Sequence, *, forget: bool = False) -> None:
         if sequence.status is SequenceStatus.RUNNING:

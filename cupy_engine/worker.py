@@ -43,6 +43,7 @@ class Worker:
         for setup in plan.slot_setups:
             self._sampler.set_slot(setup)
         self._prompt_scores.note(plan.slot_setups)
+        self._sampler.set_masks(plan.masks)
         self._slots.write(plan)
 
     def _batch(self, step: PackedStep) -> Batch:

@@ -4,6 +4,7 @@
    T = float, bf16 or fp16; for VEC > 1, V % VEC == 0 and logits aligned to VEC elements; V <= 2^20
 
        seat_slots    the host's records ──▶ slots
+       set_masks     the host's masks ──▶ what guided slots may draw next
        best_tokens   logits ──▶ the best token of each part of each draw's row
        draw_tokens   parts ──▶ greedy: the best of them; else softmax, min-p, top-k, top-p, inverse CDF; then the slot's state */
 #include "common/reduce.cuh"
@@ -210,4 +211,18 @@ seat_slots(Slot* slots, const SlotUpdate* updates, int num_slots, int vocab) {
             before = atomicCAS(&pairs[token / 2], seen, seen + (1u << shift));
         } while (before != seen);
     }
+}
+
+/* The bits that slots[indices[i]].forbidden points to = masks[i]
+   indices [num_masks], no index twice, masks [num_masks, num_words], in page-locked host memory
+   grid (num_masks), block (any)
+   bound: the bus to the host, 4 * num_masks * num_words bytes */
+__global__ void __launch_bounds__(1024)
+set_masks(const Slot* slots, const int* indices, const uint32* masks, int num_slots, int num_words) {
+    const int index = indices[blockIdx.x];
+    if (index < 0 || index >= num_slots) return;
+    uint32* forbidden = const_cast<uint32*>(slots[index].forbidden);
+    if (!forbidden) return;
+    const uint32* mask = masks + static_cast<int64>(blockIdx.x) * num_words;
+    for (int i = threadIdx.x; i < num_words; i += blockDim.x) forbidden[i] = mask[i];
 }

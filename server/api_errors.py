@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import NoReturn
 
 import msgspec
 from flask import Response
@@ -57,6 +58,11 @@ class ApiError(Exception):
         if self.status == 401:
             response.headers["WWW-Authenticate"] = "Bearer"
         return response
+
+
+def refuse(param: str, message: str) -> NoReturn:
+    """Raises ApiError 400 that names ``param``."""
+    raise ApiError(400, message, param=param, code="invalid_value")
 
 
 class ClientGoneError(Exception):

@@ -130,10 +130,6 @@ def _is_tool_choice(value: Any) -> bool:
     return value not in (None, "none", "auto")
 
 
-def _is_formatted(value: Any) -> bool:
-    return value is not None and value != {"type": "text"}
-
-
 def _is_multimodal(value: Any) -> bool:
     return value not in (None, ["text"])
 
@@ -144,11 +140,6 @@ UNSUPPORTED = {
             "suffix",
             "tools",
             "functions",
-            "guided_json",
-            "guided_regex",
-            "guided_choice",
-            "guided_grammar",
-            "structured_outputs",
             "documents",
             "chat_template",
             "use_beam_search",
@@ -161,7 +152,6 @@ UNSUPPORTED = {
     ),
     "tool_choice": _is_tool_choice,
     "function_call": _is_tool_choice,
-    "response_format": _is_formatted,
     "modalities": _is_multimodal,
 }
 

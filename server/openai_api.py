@@ -15,7 +15,7 @@ from cupy_engine.messages import GenerateRequest
 from cupy_engine.sampling_params import SamplingParams
 
 from . import validation
-from .api_errors import ApiError
+from .api_errors import ApiError, refuse
 from .body import Body, ignored_fields_header, read_body
 from .event_stream import GUNICORN_RESPONSE, EventStream
 from .generation import Generation, Service
@@ -204,9 +204,9 @@ def render_chat(service: Service, messages: list[Json], fields: Any) -> str:
     """
     continues = bool(fields.continue_final_message)
     if continues and fields.add_generation_prompt:
-        validation.refuse("continue_final_message", "continue_final_message excludes add_generation_prompt")
+        refuse("continue_final_message", "continue_final_message excludes add_generation_prompt")
     if continues and messages[-1]["role"] != "assistant":
-        validation.refuse("continue_final_message", "continue_final_message needs a last message from the assistant")
+        refuse("continue_final_message", "continue_final_message needs a last message from the assistant")
     opens = not continues if fields.add_generation_prompt is None else fields.add_generation_prompt
     return service.front_end.render_chat(
         messages,

@@ -11,6 +11,7 @@ from cupy_engine.errors import InvalidRequestError
 from cupy_engine.tokenizer import Tokenizer
 
 from . import validation
+from .api_errors import refuse
 from .body import read_body
 from .engine_client import HealthState
 from .generation import Service
@@ -65,7 +66,7 @@ class Operations:
         fields = body.fields
         check_model(self._service, fields.model)
         if (fields.prompt is None) == (fields.messages is None):
-            validation.refuse("prompt", "give either prompt or messages")
+            refuse("prompt", "give either prompt or messages")
         tokenizer = self._tokenizer()
         if fields.messages is not None:
             text = render_chat(self._service, validation.messages_of(fields.messages), fields)
@@ -87,7 +88,7 @@ class Operations:
         vocab_size = self._service.front_end.vocab_size
         for token_id in body.fields.tokens:
             if not 0 <= token_id < vocab_size:
-                validation.refuse("tokens", f"tokens has id {token_id}; ids are integers from 0 to {vocab_size - 1}")
+                refuse("tokens", f"tokens has id {token_id}; ids are integers from 0 to {vocab_size - 1}")
         text = self._tokenizer().decode(body.fields.tokens, skip_special_tokens=False)
         return json_response({"prompt": text}, body)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
 from cupy_engine.sampling_params import SamplingParams
 
-from .api_errors import ApiError
+from .api_errors import refuse
+from .output_form import output_form
 from .protocol import ChatMessage, ChatRequest, CompletionRequest, GenerationFields, Prompt
 from .server_config import ServerConfig
 
@@ -25,11 +26,6 @@ _RESERVED_TEMPLATE_KWARGS = {
     "add_generation_prompt",
     "continue_final_message",
 }
-
-
-def refuse(param: str, message: str) -> NoReturn:
-    """Raises ApiError 400 that names ``param``."""
-    raise ApiError(400, message, param=param, code="invalid_value")
 
 
 def completion_params(fields: CompletionRequest, config: ServerConfig) -> SamplingParams:
@@ -180,6 +176,7 @@ def _chat_max_tokens(fields: ChatRequest) -> int | None:
 
 def _sampling_params(fields: GenerationFields, changes: dict[str, Any]) -> SamplingParams:
     given = msgspec.structs.asdict(fields)
+    given["structured_outputs"] = output_form(fields)
     values = {name: given[name] for name in SamplingParams.__struct_fields__ if given.get(name) is not None}
     if isinstance(values.get("stop"), str):
         values["stop"] = [values["stop"]]

@@ -28,6 +28,16 @@ def seat_slots(slots: Array, updates_address: int, num_updates: int, num_slots: 
     )
 
 
+def set_masks(slots: Array, addresses: tuple[int, int], num_masks: int, num_slots: int, num_words: int) -> None:
+    """Replace what ``num_masks`` guided slots forbid, in slots [num_slots] SLOT.
+
+    Args:
+        addresses: of indices [num_masks] int32 and masks [num_masks, num_words] uint32, in page-locked host memory.
+    """
+    indices, masks = map(np.uint64, addresses)
+    launch("sampling.cu", "set_masks", (num_masks,), _BLOCK, slots, indices, masks, num_slots, num_words)
+
+
 def split_row(num_draws: int, vocab_size: int, num_multiprocessors: int) -> tuple[int, int]:
     """Into how many parts each draw's row is split to fill the GPU, and the tokens of a part."""
     wanted = _PART_BLOCKS_PER_SM * num_multiprocessors // num_draws

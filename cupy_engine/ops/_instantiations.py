@@ -128,6 +128,7 @@ INSTANTIATIONS: dict[str, tuple[str, ...]] = {
     "last_tokens.cu": ("take_last_tokens",),
     "sampling.cu": (
         "seat_slots",
+        "set_masks",
         *(f"{kernel}<{t}, {width}>" for kernel in ("best_tokens", "draw_tokens") for t, width in _TYPE_WIDTHS),
     ),
     "logprobs.cu": tuple(f"token_logprobs<{t}, {width}>" for t, width in _TYPE_WIDTHS),

@@ -68,6 +68,19 @@ def mask(logits: Array, draws: Array, masks: Sequence[Array]) -> None:
         logits[row] += addend
 
 
+def allow(logits: Array, draws: Array, masks: Sequence[bytes]) -> None:
+    """Set to -inf what a mask does not allow, in each row named, in place.
+
+    Args:
+        logits: [M, V] float32.
+        draws: [K] int, the rows to change, none twice.
+        masks: K times at least V bits, bit ``i % 8`` of byte ``i // 8`` set if token i is allowed.
+    """
+    for row, mask in zip(draws.tolist(), masks, strict=True):
+        bits = np.unpackbits(np.frombuffer(mask, np.uint8), count=logits.shape[1], bitorder="little")
+        logits[row, bits == 0] = -np.inf
+
+
 def forbid(logits: Array, draws: Array, token_ids: Array) -> None:
     """Set ``logits[draws[i], token_ids[i]]`` to -inf, in place. logits [M, V] float32; draws, token_ids [K] int."""
     logits[draws, token_ids] = -np.inf

@@ -71,6 +71,7 @@ def test_public_names() -> None:
         "QueueFullError",
         "RequestOutput",
         "SamplingParams",
+        "StructuredOutputs",
         "TokenLogprob",
         "register_model",
     ]

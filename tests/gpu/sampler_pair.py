@@ -10,7 +10,7 @@ from gpu_arrays import to_gpu
 from cupy_engine.cuda_device import CudaDevice
 from cupy_engine.cuda_sampler import CudaSampler
 from cupy_engine.device import NumpyDevice
-from cupy_engine.plan import SlotSetup
+from cupy_engine.plan import SlotSetup, TokenMask
 from cupy_engine.sampler import NOT_FINITE, NOTHING_ALLOWED, Sampler
 from cupy_engine.sampling_params import SamplingParams
 
@@ -26,6 +26,7 @@ def setup(
     *,
     seed: int = 0,
     bad_words: list[list[int]] | None = None,
+    is_guided: bool = False,
     **params: Any,
 ) -> SlotSetup:
     settings = SamplingParams(**params)
@@ -38,6 +39,7 @@ def setup(
         eos_token_ids=[EOS],
         bad_words_token_ids=bad_words or [],
         needs_logprobs=settings.logprobs is not None,
+        is_guided=is_guided,
     )
 
 
@@ -55,6 +57,14 @@ class SamplerPair:
             self.gpu.set_slot(one)
             self.reference.set_slot(one)
         self.gpu.flush(self.device.stream)
+
+    def mask(self, allowed: dict[int, np.ndarray]) -> None:
+        """What guided slots may draw next: [V] bool by slot."""
+        width = -(-self.vocab_size // 32) * 4
+        packed = {slot: np.packbits(flags, bitorder="little").tobytes() for slot, flags in allowed.items()}
+        masks = [TokenMask(slot, bits.ljust(width, b"\0")) for slot, bits in packed.items()]
+        self.gpu.set_masks(masks, self.device.stream)
+        self.reference.set_masks(masks)
 
     def draw(self, logits: np.ndarray, rows: Any, slots: Any, positions: Any) -> np.ndarray:
         """[N] int32, tokens drawn on the GPU from logits of any dtype."""

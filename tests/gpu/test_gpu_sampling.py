@@ -175,6 +175,45 @@ def test_a_request_that_leaves_no_token_says_so(rng: np.random.Generator, temper
     assert pair.draw(logits, [0] * 4, range(4), [1] * 4).tolist() == [-2, -2, -2, 9]
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
+def test_guided_slots_draw_what_their_masks_allow(rng: np.random.Generator, vocab_size: int, dtype: str) -> None:
+    """Every other slot is guided, by a new mask each step; its request's own lists hold too."""
+    num_slots = 16
+    pair = SamplerPair(num_slots, vocab_size)
+    requests = [random_request(rng, vocab_size) | {"is_guided": slot % 2 == 0} for slot in range(num_slots)]
+    pair.seat(*(setup(slot, **request) for slot, request in enumerate(requests)))
+    outputs: list[list[int]] = [[] for _ in requests]
+    for _ in range(3):
+        masks = {slot: rng.random(vocab_size) < rng.choice([0.01, 0.5]) for slot in range(0, num_slots, 2)}
+        masks[0] = np.arange(vocab_size) == vocab_size - 1
+        pair.mask(masks)
+        logits = random_logits(rng, num_slots, vocab_size, DTYPES[dtype])
+        slots = rng.permutation(num_slots)
+        positions = [len(requests[slot]["prompt"]) + len(outputs[slot]) for slot in slots]
+        drawn = pair.draw(logits, np.arange(num_slots), slots, positions)
+        expected = pair.expected(logits, np.arange(num_slots), slots, positions)
+        assert_same(drawn, expected)
+        for slot, was, should in zip(slots.tolist(), drawn.tolist(), expected.tolist(), strict=True):
+            assert was < 0 or slot not in masks or masks[slot][was]
+            outputs[slot].append(max(should, 0))
+            if was != should or should < 0:
+                pair.seat(setup(slot, output=outputs[slot], **requests[slot]))
+
+
+def test_a_slot_that_is_no_longer_guided_is_free(rng: np.random.Generator) -> None:
+    pair = SamplerPair(1, 1000)
+    logits = rng.standard_normal((1, 1000)).astype(np.float32)
+    best = int(logits[0].argmax())
+    pair.seat(setup(0, [1], temperature=0.0, is_guided=True))
+    pair.mask({0: np.arange(1000) == 7})
+    assert pair.draw(logits, [0], [0], [1]).tolist() == [7]
+    pair.mask({0: np.zeros(1000, bool)})
+    assert pair.draw(logits, [0], [0], [2]).tolist() == [-2]
+    pair.seat(setup(0, [1], temperature=0.0))
+    assert pair.draw(logits, [0], [0], [1]).tolist() == [best]
+
+
 def test_padding_is_left_alone(rng: np.random.Generator) -> None:
     pair = SamplerPair(6, 1000)
     pair.seat(*(setup(slot, [1], temperature=slot % 2, top_p=0.9, presence_penalty=0.5) for slot in range(4)))

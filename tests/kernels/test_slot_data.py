@@ -17,7 +17,11 @@ IS_STOP, ENDS_BAD_WORD = 1, 2
 
 
 def slot_data(
-    prompt: list[int], output: list[int], bad_words: list[list[int]] | None = None, **params: Any
+    prompt: list[int],
+    output: list[int],
+    bad_words: list[list[int]] | None = None,
+    is_guided: bool = False,
+    **params: Any,
 ) -> SlotData:
     setup = SlotSetup(
         slot=3,
@@ -28,6 +32,7 @@ def slot_data(
         eos_token_ids=[0],
         bad_words_token_ids=bad_words or [],
         needs_logprobs=False,
+        is_guided=is_guided,
     )
     return SlotData.of(setup, VOCAB_SIZE)
 
@@ -85,6 +90,17 @@ def test_lists_lie_where_the_record_says() -> None:
     assert (record["num_edits"], record["num_words"], record["num_recent"]) == (4, 3, 2)
     assert (record["first_stop_position"], record["always_edits"]) == (7, 1)
     assert (data.counted.tolist(), data.num_prompt_tokens, data.is_penalized) == ([9, 4, 5, 6], 3, True)
+
+
+def test_a_guided_slot_has_room_for_its_masks() -> None:
+    plain = slot_data([1], [], is_guided=True)
+    assert (int(plain.record["forbidden"]), plain.record["always_edits"], plain.lists.size) == (1, 1, 4)
+    assert plain.always_forbidden is not None
+    assert bits_set(plain.always_forbidden) == []
+    listed = slot_data([1], [], bad_words=[[4]], allowed_token_ids=list(range(68)), is_guided=True)
+    assert listed.always_forbidden is not None
+    assert bits_set(listed.always_forbidden) == bits_set(listed.lists[1:4]) == [4, 68, 69]
+    assert slot_data([1], [], bad_words=[[4]]).always_forbidden is None
 
 
 def test_stop_tokens_alone_edit_only_early_positions() -> None:

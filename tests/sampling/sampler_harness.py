@@ -15,7 +15,9 @@ def new_sampler(num_slots=8, vocab_size=VOCAB_SIZE):
     return Sampler(num_slots, vocab_size, NumpyDevice())
 
 
-def seat(sampler, slot=0, prompt=(1, 2, 3), output=(), seed=0, bad_words=(), needs_logprobs=None, **params):
+def seat(
+    sampler, slot=0, prompt=(1, 2, 3), output=(), seed=0, bad_words=(), needs_logprobs=None, is_guided=False, **params
+):
     params = SamplingParams(**params)
     sampler.set_slot(
         SlotSetup(
@@ -27,6 +29,7 @@ def seat(sampler, slot=0, prompt=(1, 2, 3), output=(), seed=0, bad_words=(), nee
             eos_token_ids=[EOS],
             bad_words_token_ids=[list(word) for word in bad_words],
             needs_logprobs=params.logprobs is not None if needs_logprobs is None else needs_logprobs,
+            is_guided=is_guided,
         )
     )
 

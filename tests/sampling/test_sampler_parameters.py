@@ -5,6 +5,7 @@ import pytest
 import sampling_reference
 from sampler_harness import EOS, VOCAB_SIZE, draw, falling, new_sampler, random_request, sample, seat
 
+from cupy_engine.plan import TokenMask
 from cupy_engine.sampling_params import SamplingParams
 
 
@@ -143,3 +144,25 @@ def check_logprobs(record, logits, token, params):
     assert [top_id for top_id, _ in record.top] == order[: params.logprobs]
     expected = [sampling_reference.logprob(logits, top_id) for top_id in order[: params.logprobs]]
     assert [value for _, value in record.top] == pytest.approx(expected, abs=1e-5)
+
+
+def allow(*tokens):
+    flags = np.zeros(-(-VOCAB_SIZE // 32) * 32, bool)
+    flags[list(tokens)] = True
+    return np.packbits(flags, bitorder="little").tobytes()
+
+
+def test_guided_slots_draw_only_what_their_masks_allow():
+    sampler = new_sampler()
+    for slot in range(3):
+        seat(sampler, slot, is_guided=slot != 1, temperature=0.0, bad_words=[[7]])
+    logits = falling(7, 8, 9)
+    sampler.set_masks([TokenMask(0, allow(7, 9, 30)), TokenMask(2, allow(7))])
+    result = sample(sampler, logits, slots=(0, 1, 2))
+    assert result.token_ids.tolist()[:2] == [9, 8]
+    assert list(result.errors) == [2], "bad words hold too, and leave nothing here"
+    sampler.set_masks([TokenMask(0, allow(39))])
+    assert draw(sampler, logits) == 39
+    seat(sampler, 0, temperature=0.0)
+    sampler.set_masks([])
+    assert draw(sampler, logits) == 7, "the next one in the slot is free"

@@ -21,6 +21,10 @@ def error_of(response) -> dict[str, object]:
     return body["error"]
 
 
+DEEP: object = {}
+for _ in range(70):
+    DEEP = {"items": DEEP}
+
 BAD_COMPLETIONS = {
     "temperature-negative": ({"temperature": -0.1}, "temperature", "between 0 and 100"),
     "temperature-text": ({"temperature": "hot"}, "temperature", "'hot'"),
@@ -78,12 +82,21 @@ BAD_COMPLETIONS = {
     "prompt-many": ({"prompt": ["x"] * 257}, "prompt", "at most 256"),
     "prompt-long": ({"prompt": [1] * 8192}, "prompt", "8192"),
     "suffix": ({"suffix": "end"}, "suffix", "not supported"),
-    "response_format": ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
-    "guided_json": ({"guided_json": {"type": "object"}}, "guided_json", "not supported"),
-    "guided_regex": ({"guided_regex": "a+"}, "guided_regex", "not supported"),
-    "guided_choice": ({"guided_choice": ["a"]}, "guided_choice", "not supported"),
-    "guided_grammar": ({"guided_grammar": "root ::= x"}, "guided_grammar", "not supported"),
-    "structured_outputs": ({"structured_outputs": {"regex": "a"}}, "structured_outputs", "not supported"),
+    "response_format": ({"response_format": {"type": "xml"}}, "response_format.type", "'xml'"),
+    "json_schema-missing": ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "required"),
+    "json_schema": (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+        "response_format.json_schema.schema",
+        "required",
+    ),
+    "guided_json": ({"guided_json": {"items": DEEP}}, "guided_json", "at most 64 deep"),
+    "guided_json-text": ({"guided_json": "{"}, "guided_json", "not valid JSON"),
+    "guided_json-type": ({"guided_json": 5}, "guided_json", "got 5"),
+    "guided_choice": ({"guided_choice": []}, "guided_choice", "1 to 1024 choices"),
+    "guided_grammar": ({"guided_grammar": "x"}, "guided_grammar", "neither in Lark's nor in GBNF's syntax"),
+    "structured_outputs": ({"structured_outputs": {}}, "structured_outputs", "exactly one of"),
+    "two forms": ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice", "cannot go with guided_regex"),
+    "form-ignore_eos": ({"guided_regex": "a", "ignore_eos": True}, "ignore_eos", "false with guided_regex"),
 }
 
 
@@ -122,7 +135,11 @@ BAD_CHATS = {
     "tools": ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "not supported"),
     "tool_choice": ({"tool_choice": "required"}, "tool_choice", "not supported"),
     "functions": ({"functions": [{"name": "f"}]}, "functions", "not supported"),
-    "json_schema": ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format", "json_schema"),
+    "json_schema": (
+        {"response_format": {"type": "json_schema", "json_schema": {}}},
+        "response_format.json_schema.schema",
+        "",
+    ),
     "documents": ({"documents": [{"text": "x"}]}, "documents", "not supported"),
     "chat_template": ({"chat_template": "{{ 1 }}"}, "chat_template", "not supported"),
     "kwargs-reserved": ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages", "cannot be set"),
@@ -236,6 +253,11 @@ def test_unknown_fields_are_named(api: Api, make_api: MakeApi) -> None:
         {"suffix": ""},
         {"response_format": {"type": "text"}},
         {"guided_json": None},
+        {"guided_json": {"type": "object"}},
+        {"guided_grammar": 'root ::= "x"'},
+        {"structured_outputs": {"regex": "a+", "whatever": 1}},
+        {"response_format": {"type": "json_object"}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": {}}}},
         {"tools": []},
         {"n": None, "temperature": None, "stop": None, "logit_bias": None, "stream": None, "max_tokens": None},
     ],

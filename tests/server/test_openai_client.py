@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 import openai
+import pydantic
 import pytest
 from golden_data import greedy_prompts
 from live_server import LiveServer
 
 CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
 MODEL = "smollm2-135m"
+
+
+class City(pydantic.BaseModel):
+    name: str = pydantic.Field(max_length=20)
+    continent: Literal["Europe", "Asia"]
 
 
 @pytest.fixture(scope="module")
@@ -132,10 +139,26 @@ def test_bad_requests_raise_the_matching_error(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="gpt-4", messages=CAPITAL)
     with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(
-            model=MODEL, messages=CAPITAL, response_format={"type": "json_object"}, max_tokens=1
-        )
-    assert caught.value.param == "response_format"
+        client.chat.completions.create(model=MODEL, messages=CAPITAL, max_tokens=1, extra_body={"guided_regex": "(a"})
+    assert caught.value.param == "guided_regex"
+
+
+def test_a_typed_answer(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.parse(
+        model=MODEL, messages=CAPITAL, response_format=City, temperature=1, seed=3, max_tokens=100
+    )
+    city = answer.choices[0].message.parsed
+    assert city is not None
+    assert city.continent in ("Europe", "Asia")
+
+
+def test_a_form_streamed(client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model=MODEL, messages=CAPITAL, stream=True, temperature=1, extra_body={"guided_choice": ["Paris it is", "Rome"]}
+    )
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) in ("Paris it is", "Rome")
+    with pytest.raises(openai.BadRequestError):
+        client.completions.create(model=MODEL, prompt="a", stream=True, extra_body={"guided_regex": "(a"})
 
 
 def test_deadline(client: openai.OpenAI, server: LiveServer) -> None:
