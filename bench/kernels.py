@@ -20,9 +20,12 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from cupy_engine.server.cli import main
 
 from cupy_engine.batch import AttentionMetadata
+from cupy_engine.cuda_device import why_no_cuda
 from cupy_engine.device import Array
+from cupy_engine.errors import ConfigError
 from cupy_engine.ops import _gemm
 from cupy_engine.ops._cublaslt import Shape
 from cupy_engine.ops._gemm_tuning import fastest
@@ -286,19 +289,21 @@ def measure(families: list[str]) -> Iterator[Result]:
             yield Result(case.name, case.case, seconds * 1e6, rate / seconds, limits[unit], unit)
 
 
-def main() -> int:
-    """Measure and print; the exit status."""
-    parser = argparse.ArgumentParser(description="GPU kernels beside their limits")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``cupy-engine bench kernels``."""
     parser.add_argument(
         "--only", nargs="+", choices=sorted(FAMILIES), default=list(FAMILIES), help="families to measure"
     )
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
-    arguments = parser.parse_args()
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure and print; the exit status."""
+    reason = why_no_cuda()
+    if reason is not None:
+        raise ConfigError("device", f"kernels are measured on a GPU: {reason}")
     import cupy
 
-    if not cupy.cuda.is_available():
-        print("there is no usable GPU", file=sys.stderr)
-        return 1
     gpu = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
     header = {"gpu": gpu, "date": date.today().isoformat(), "cupy": cupy.__version__}
     results = measure(arguments.only)
@@ -313,4 +318,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["bench", "kernels", *sys.argv[1:]]))

@@ -1,17 +1,11 @@
-"""What the benchmarks have in common: their options, the engine, figures and how they are printed."""
+"""What the benchmarks have in common: their options, the workload and the engine."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import statistics
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -20,52 +14,45 @@ from cupy_engine.server.options import add_options, chosen
 from cupy_engine import Engine
 from cupy_engine.config import EngineConfig
 from cupy_engine.errors import ConfigError
+from cupy_engine.model_source import resolve_model
+from cupy_engine.tokenizer import load_tokenizer
 
+from .report import add_output_arguments, check_output
 from .workloads import SHAPES, Workload, named_workload, write_shape
 
 BENCH_DEFAULTS = {"enable_prefix_caching": False, "seed": 0}
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """The median of several runs and the lowest and highest of them."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Figure:
-        return cls(statistics.median(values), min(values), max(values))
-
-    def scaled(self, factor: float) -> Figure:
-        """In another unit."""
-        return Figure(self.median * factor, self.low * factor, self.high * factor)
-
-    def line(self, label: str, unit: str) -> str:
-        return f"  {label:<15} {_number(self.median):>8} {unit:<8} ({_number(self.low)} – {_number(self.high)})"
-
-
-def add_common_arguments(parser: argparse.ArgumentParser, *, count: str, default_requests: int) -> None:
-    """Workload, model and output options; ``count`` names the one for the number of requests."""
+def add_common_arguments(parser: argparse.ArgumentParser, *, default_requests: int) -> None:
+    """Workload, model and output options."""
     what = parser.add_argument_group("workload")
     what.add_argument("--workload", help="ttft-N, lat, dec-B, thr-short or thr-long, instead of the three below")
     what.add_argument("--input-len", type=int, default=128, help="prompt tokens (default: 128)")
     what.add_argument("--output-len", type=int, default=64, help="tokens to generate (default: 64)")
     what.add_argument(
-        f"--{count}", dest="num_requests", type=int, default=default_requests, help=f"(default: {default_requests})"
+        "--batch-size",
+        "--num-requests",
+        dest="num_requests",
+        type=int,
+        default=default_requests,
+        help=f"requests, all at once (default: {default_requests})",
     )
     what.add_argument("--repeat", type=int, default=5, help="measured runs, after one to warm up (default: 5)")
-    what.add_argument("--json", action="store_true", help="print JSON")
+    add_engine_arguments(parser)
+    add_output_arguments(parser)
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser, defaults: dict[str, Any] = BENCH_DEFAULTS) -> None:
+    """The model and every option of the engine."""
     engine = parser.add_argument_group("engine")
     engine.add_argument(
         "-m",
         "--model",
         default="smollm2-135m",
-        help=f"built-in name, folder, .gguf file or hub id; with --load-format dummy also {', '.join(SHAPES)} "
-        "(default: smollm2-135m)",
+        help=f"built-in name, folder, .gguf file or hub id; with --load-format dummy also {', '.join(SHAPES)}, with "
+        "the vocabulary of --tokenizer if one is given (default: smollm2-135m)",
     )
-    add_options(engine, EngineConfig, skip=("model",), defaults=BENCH_DEFAULTS)
+    add_options(engine, EngineConfig, skip=("model",), defaults=defaults)
 
 
 def chosen_workload(arguments: argparse.Namespace) -> Workload:
@@ -74,47 +61,64 @@ def chosen_workload(arguments: argparse.Namespace) -> Workload:
     Raises:
         ConfigError: an unknown name, or a number below 1.
     """
-    for name in ("input_len", "output_len", "num_requests", "repeat"):
-        if getattr(arguments, name) < 1:
-            raise ConfigError(name, f"must be at least 1, got {getattr(arguments, name)}")
+    check_output(arguments)
+    require_positive(arguments, "input_len", "output_len", "num_requests", "repeat")
     if arguments.workload:
         return named_workload(arguments.workload)
     return Workload("custom", arguments.input_len, arguments.output_len, arguments.num_requests)
 
 
+def require_positive(arguments: argparse.Namespace, *names: str) -> None:
+    """Raises ConfigError for a number below 1."""
+    for name in names:
+        if getattr(arguments, name) < 1:
+            raise ConfigError(name, f"must be at least 1, got {getattr(arguments, name)}")
+
+
+def require_percentiles(arguments: argparse.Namespace) -> None:
+    """Raises ConfigError for one that is none."""
+    for value in arguments.percentiles:
+        if not 0 <= value <= 100:
+            raise ConfigError("percentiles", f"must be between 0 and 100, got {value:g}")
+
+
+def num_runs(arguments: argparse.Namespace) -> str:
+    return "1 run" if arguments.repeat == 1 else f"{arguments.repeat} runs"
+
+
 @contextmanager
-def open_engine(arguments: argparse.Namespace) -> Iterator[Engine]:
-    """The engine that the command line asks for; shapes by name become a folder with nothing but a configuration."""
-    options: dict[str, Any] = BENCH_DEFAULTS | chosen(arguments, EngineConfig)
+def engine_options(
+    arguments: argparse.Namespace, defaults: dict[str, Any] = BENCH_DEFAULTS
+) -> Iterator[dict[str, Any]]:
+    """The engine's options that the command line asks for.
+
+    A shape by name becomes a folder with nothing but a configuration, which lives as long as the context.
+    """
+    options: dict[str, Any] = defaults | chosen(arguments, EngineConfig)
     with tempfile.TemporaryDirectory() as folder:
         model = options["model"]
         if options.get("load_format") == "dummy" and model in SHAPES:
-            options["model"] = str(write_shape(model, Path(folder)))
-        with Engine(**options) as engine:
-            yield engine
+            options["model"] = str(write_shape(model, Path(folder), _vocab_size(options.get("tokenizer"))))
+        yield options
 
 
-def report(
-    arguments: argparse.Namespace, engine: Engine, workload: Workload, figures: dict[str, Any], lines: list[str]
-) -> None:
-    """Print JSON or text."""
-    if not arguments.json:
-        runs = "1 run" if arguments.repeat == 1 else f"{arguments.repeat} runs"
-        print(f"{engine.info.model_name} on {engine.info.backend}: {workload.describe()}, {runs}")
-        print("\n".join(lines))
-        return
-    about = {
-        "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} CPUs",
+def _vocab_size(tokenizer: str | None) -> int | None:
+    found = load_tokenizer(resolve_model(tokenizer)) if tokenizer else None
+    return found.vocab_size if found else None
+
+
+@contextmanager
+def open_engine(arguments: argparse.Namespace) -> Iterator[Engine]:
+    """The engine that the command line asks for."""
+    with engine_options(arguments) as options, Engine(**options) as engine:
+        yield engine
+
+
+def describe(engine: Engine) -> dict[str, Any]:
+    """What a report says about an engine."""
+    return {
         "model": engine.info.model_name,
         "backend": engine.info.backend,
         "load_format": engine.config.load_format,
-        "workload": asdict(workload),
-        "repeat": arguments.repeat,
+        "load_time_s": engine.info.load_time_s,
     }
-    plain = {name: asdict(f) if isinstance(f, Figure) else f for name, f in figures.items()}
-    print(json.dumps(about | plain, indent=2))
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

@@ -86,9 +86,14 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def write_shape(name: str, folder: Path) -> Path:
-    """Write the ``config.json`` of a shape: all that dummy weights need. Returns the model's folder."""
+def write_shape(name: str, folder: Path, vocab_size: int | None = None) -> Path:
+    """Write the ``config.json`` of a shape: all that dummy weights need. Returns the model's folder.
+
+    Args:
+        vocab_size: instead of the shape's own, so that another model's tokenizer fits.
+    """
     model = folder / name
     model.mkdir()
-    (model / "config.json").write_text(json.dumps(SHAPES[name]))
+    config = SHAPES[name] | ({"vocab_size": vocab_size} if vocab_size else {})
+    (model / "config.json").write_text(json.dumps(config))
     return model

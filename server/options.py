@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import inspect
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -44,6 +44,23 @@ def add_options(
 def chosen(arguments: argparse.Namespace, kind: type) -> dict[str, Any]:
     """The fields of ``kind`` that were given on the command line."""
     return {name: value for name, value in vars(arguments).items() if name in _fields(kind)}
+
+
+def as_arguments(values: Mapping[str, Any]) -> list[str]:
+    """The command line that gives these values: the way back of :func:`chosen`.
+
+    >>> as_arguments({"max_num_seqs": 8, "strict": False, "api_keys": ["a", "b"]})
+    ['--max-num-seqs=8', '--no-strict', '--api-keys=a', '--api-keys=b']
+    """
+    arguments = []
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            items = value if isinstance(value, (list, tuple)) else [value]
+            arguments += [f"--{flag}={item}" for item in items]
+    return arguments
 
 
 def _fields(kind: type) -> dict[str, Any]:

@@ -66,24 +66,38 @@ def test_latency_reports_steps(capsys: pytest.CaptureFixture[str]) -> None:
     run(latency, [*TINY, "--batch-size", "3", "--json"])
     printed = json.loads(capsys.readouterr().out)
     assert printed["workload"] == {"name": "custom", "input_len": 9, "output_len": 5, "num_requests": 3}
-    step = printed["decode_step_s"]
+    (ours,) = printed["results"]
+    step = ours["decode_step_s"]
     assert 0 < step["low"] <= step["median"] <= step["high"]
-    assert printed["decode_tokens_per_s"]["high"] == pytest.approx(3 / step["low"])
-    assert printed["ttft_s"]["low"] > 0
+    assert ours["decode_tokens_per_s"]["high"] == pytest.approx(3 / step["low"])
+    assert ours["ttft_s"]["low"] > 0
+
+
+def test_latency_percentiles(capsys: pytest.CaptureFixture[str]) -> None:
+    run(latency, [*TINY, "--batch-size", "3", "--json", "--percentiles", "0", "50", "99.9"])
+    (ours,) = json.loads(capsys.readouterr().out)["results"]
+    for name in ("ttft_s", "itl_s"):
+        assert 0 < ours[f"{name}_p0"] <= ours[f"{name}_p50"] <= ours[f"{name}_p99.9"]
+
+
+def test_percentiles_are_percentiles() -> None:
+    with pytest.raises(ConfigError, match="percentiles: must be between 0 and 100, got 101"):
+        run(latency, [*TINY, "--percentiles", "101"])
 
 
 def test_throughput_counts_all_tokens(capsys: pytest.CaptureFixture[str]) -> None:
     run(throughput, [*TINY, "--num-requests", "4", "--json", "--repeat", "1"])
     printed = json.loads(capsys.readouterr().out)
-    requests_per_s = printed["requests_per_s"]["median"]
-    assert printed["output_tokens_per_s"]["median"] == pytest.approx(5 * requests_per_s)
-    assert printed["total_tokens_per_s"]["median"] == pytest.approx(14 * requests_per_s)
+    (ours,) = printed["results"]
+    requests_per_s = ours["requests_per_s"]["median"]
+    assert ours["output_tokens_per_s"]["median"] == pytest.approx(5 * requests_per_s)
+    assert ours["total_tokens_per_s"]["median"] == pytest.approx(14 * requests_per_s)
 
 
 def test_text_output_and_a_single_token(capsys: pytest.CaptureFixture[str]) -> None:
     run(latency, [*TINY, "--workload", "ttft-12"])
     printed = capsys.readouterr().out
-    assert "llama on NumPy (CPU): 1 request 12 → 1, 2 runs" in printed
+    assert printed.startswith("llama: 1 request 12 → 1, 2 runs\ncupy-engine, NumPy (CPU)\n")
     assert "TTFT" in printed
     assert "decode" not in printed
 
@@ -96,5 +110,5 @@ def test_bad_numbers_are_refused() -> None:
 def test_host_overhead_from_the_command_line() -> None:
     command = [sys.executable, "-m", "cupy_engine.bench.latency", *TINY, "--batch-size", "2", "--host-overhead"]
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
-    overhead = json.loads(done.stdout)["host_overhead"]
+    overhead = json.loads(done.stdout)["results"][0]["host_overhead"]
     assert 0 < overhead["median"] < 1

@@ -1,0 +1,34 @@
+"""When tokens come, by the engine's own notice."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from itertools import pairwise
+
+from cupy_engine import Engine
+from cupy_engine.request import Sequence
+
+
+class TokenClock:
+    """Notes the time of every token of every sequence."""
+
+    def __init__(self) -> None:
+        self._times_s: dict[int, list[float]] = defaultdict(list)
+
+    @classmethod
+    def watching(cls, engine: Engine) -> TokenClock:
+        """A clock that hears what the engine's metrics hear, from now on."""
+        clock, metrics = cls(), engine._core.metrics
+        counted = metrics.on_token
+
+        def on_token(sequence: Sequence) -> None:
+            counted(sequence)
+            clock._times_s[sequence.sequence_id].append(time.monotonic())
+
+        metrics.on_token = on_token  # type: ignore[method-assign]
+        return clock
+
+    def gaps_s(self) -> list[float]:
+        """The time between each two tokens of a sequence."""
+        return [later - earlier for times in self._times_s.values() for earlier, later in pairwise(times)]
