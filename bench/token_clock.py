@@ -20,13 +20,15 @@ class TokenClock:
     def watching(cls, engine: Engine) -> TokenClock:
         """A clock that hears what the engine's metrics hear, from now on."""
         clock, metrics = cls(), engine._core.metrics
-        counted = metrics.on_token
+        counted = metrics.on_tokens
 
-        def on_token(sequence: Sequence) -> None:
-            counted(sequence)
-            clock._times_s[sequence.sequence_id].append(time.monotonic())
+        def on_tokens(sequences: list[Sequence]) -> None:
+            counted(sequences)
+            now_s = time.monotonic()
+            for sequence in sequences:
+                clock._times_s[sequence.sequence_id].append(now_s)
 
-        metrics.on_token = on_token  # type: ignore[method-assign]
+        metrics.on_tokens = on_tokens  # type: ignore[method-assign]
         return clock
 
     def gaps_s(self) -> list[float]:

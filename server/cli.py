@@ -129,7 +129,6 @@ def _add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
         ("throughput", "output tokens per second of many requests at once"),
         ("latency", "time to first token and per token"),
         ("serve", "requests per second and latencies of the server, over HTTP"),
-        ("memory", "weights, workspace, KV cache, and how much of it is put to use"),
         ("kernels", "GPU kernels beside their limits"),
     ):
         one = kinds.add_parser(name, help=help_text, description=help_text, formatter_class=_Formatter, add_help=False)
