@@ -11,11 +11,12 @@ from cupy_engine.errors import InvalidRequestError
 from cupy_engine.tokenizer import Tokenizer
 
 from . import validation
+from .answering import check_model, json_response
 from .api_errors import refuse
 from .body import read_body
+from .chat_api import render_chat
 from .engine_client import HealthState
 from .generation import Service
-from .openai_api import check_model, json_response, render_chat
 from .protocol import DetokenizeRequest, TokenizeRequest
 
 

@@ -10,10 +10,10 @@ from cupy_engine.errors import EngineDeadError
 from cupy_engine.messages import Metric
 
 from . import metrics_page
+from .answering import json_response
 from .generation import Service
 from .gpu_monitor import GpuMonitor
 from .metrics_page import EngineView
-from .openai_api import json_response
 
 _LIVE_HISTOGRAMS = ("time_to_first_token_seconds", "inter_token_latency_seconds", "e2e_request_latency_seconds")
 _LIVE_COUNTERS = ("prompt_tokens", "prompt_tokens_cached", "generation_tokens")
