@@ -7,7 +7,6 @@ It runs in a process of its own, before ours, so that neither finds the other's 
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import time
@@ -45,29 +44,8 @@ class BaselineResult(msgspec.Struct):
     first_s: list[float]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the benchmarks that can be held against a baseline."""
-    group = parser.add_argument_group("baseline")
-    group.add_argument("--baseline", choices=["transformers"], help="measure this too, in the same run")
-    group.add_argument(
-        "--compare-with-baseline",
-        dest="baseline",
-        action="store_const",
-        const="transformers",
-        help="the same as --baseline transformers",
-    )
-    group.add_argument(
-        "--baseline-batch-size", type=int, default=32, metavar="N", help="requests in one static batch (default: 32)"
-    )
-    group.add_argument(
-        "--baseline-requests", type=int, metavar="N", help="requests that the baseline runs (default: as many as ours)"
-    )
-
-
-def run_baseline(
-    arguments: argparse.Namespace, options: dict[str, Any], workload: Workload, batch_size: int
-) -> BaselineResult:
-    """Measure the baseline that the command line asks for. ``options`` are the engine's.
+def run_baseline(options: dict[str, Any], workload: Workload, batch_size: int, repeat: int) -> BaselineResult:
+    """Measure transformers in a process of its own. ``options`` are the engine's.
 
     Raises:
         ConfigError: transformers or torch is not installed, or it failed.
@@ -82,7 +60,7 @@ def run_baseline(
         options.get("dtype", "auto"),
         workload,
         batch_size,
-        arguments.repeat,
+        repeat,
     )
     command = [sys.executable, "-m", "cupy_engine.bench.baseline"]
     done = subprocess.run(command, input=msgspec.json.encode(spec), stdout=subprocess.PIPE, check=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import asdict
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,11 @@ from tqdm import trange
 from cupy_engine import Engine
 from cupy_engine.outputs import RequestOutput
 
-from . import baseline
+from . import offline
+from .baseline import run_baseline
 from .op_clock import OpClock
-from .report import Figure, Figures, Report, Row, emit, percentiles
-from .setup import add_common_arguments, chosen_workload, describe, engine_options, num_runs, require_percentiles
+from .report import Figure, Figures, Row, percentiles
+from .setup import require_percentiles
 from .throughput import run_once
 from .token_clock import TokenClock
 from .workloads import Workload
@@ -32,7 +33,7 @@ _WARM_UP_TOKENS = 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``cupy-engine bench latency``."""
-    add_common_arguments(parser, default_requests=1)
+    offline.add_arguments(parser, default_requests=1)
     parser.add_argument(
         "--percentiles", type=float, nargs="+", default=[], metavar="P", help="of TTFT and ITL, such as 50 90 99"
     )
@@ -41,25 +42,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also measure the part of a decode step outside the ops (NumPy backend)",
     )
-    baseline.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and report; the exit status."""
-    workload = chosen_workload(arguments)
     require_percentiles(arguments)
     clock = OpClock.installed() if arguments.host_overhead else None
-    rows = []
-    with engine_options(arguments) as options:
-        if arguments.baseline:
-            rows.append(_baseline_row(arguments, options, workload))
-        with Engine(**options) as engine:
-            figures = _measure(engine, workload, arguments.repeat, clock, arguments.percentiles)
-            rows.insert(0, Row(f"cupy-engine, {engine.info.backend}", figures))
-            about = describe(engine) | {"workload": asdict(workload), "repeat": arguments.repeat}
-    title = f"{about['model']}: {workload.describe()}, {num_runs(arguments)}"
-    emit(Report(title, about, rows), arguments)
-    return 0
+
+    def measure(engine: Engine, workload: Workload) -> Figures:
+        return _measure(engine, workload, arguments.repeat, clock, arguments.percentiles)
+
+    return offline.run(arguments, measure, _baseline_row)
 
 
 def _measure(engine: Engine, workload: Workload, repeat: int, clock: OpClock | None, which: list[float]) -> Figures:
@@ -82,17 +75,17 @@ def _decode_figures(
     which: list[float],
     rng: np.random.Generator,
 ) -> Figures:
-    tokens = TokenClock.watching(engine) if which else None
-    steps, overheads = [], []
+    steps_s, overheads, gaps_s = [], [], []
     for _ in trange(repeat, unit="run", disable=None):
-        outputs = run_once(engine, workload, rng, workload.output_len)[1]
+        with TokenClock.watching(engine) if which else nullcontext() as tokens:
+            outputs = run_once(engine, workload, rng, workload.output_len)[1]
         start_s, end_s = _decode_span(outputs)
-        steps.append((end_s - start_s) / (workload.output_len - 1))
+        steps_s.append((end_s - start_s) / (workload.output_len - 1))
         if clock is not None:
             overheads.append(1.0 - clock.seconds_between(start_s, end_s) / (end_s - start_s))
-    figures = _step_figures(workload, steps)
-    if tokens is not None:
-        figures |= percentiles("itl_s", tokens.gaps_s(), which)
+        if tokens is not None:
+            gaps_s += tokens.gaps_s()
+    figures = _step_figures(workload, steps_s) | percentiles("itl_s", gaps_s, which)
     if overheads:
         figures["host_overhead"] = Figure.of(overheads)
     return figures
@@ -113,7 +106,8 @@ def _decode_span(outputs: list[RequestOutput]) -> tuple[float, float]:
 
 def _baseline_row(arguments: argparse.Namespace, options: dict[str, Any], workload: Workload) -> Row:
     """All requests in one static batch."""
-    result = baseline.run_baseline(arguments, options, workload, workload.num_requests)
+    batch_size = arguments.baseline_batch_size or workload.num_requests
+    result = run_baseline(options, workload, batch_size, arguments.repeat)
     figures: Figures = {"ttft_s": Figure.of(result.first_s)}
     if workload.output_len > 1:
         pairs = zip(result.full_s, result.first_s, strict=True)

@@ -76,6 +76,12 @@ QUANTITIES = {
     "itl_s": Quantity("ITL", "ms", _MS),
     "latency_s": Quantity("latency", "ms", _MS),
     "host_overhead": Quantity("outside the ops", "%", _PERCENT),
+    "gpu_busy_events": Quantity("GPU busy, events", "%", _PERCENT),
+    "gpu_busy_nvml": Quantity("GPU busy, NVML", "%", _PERCENT),
+    "host_work_s": Quantity("host per step", "ms", _MS),
+    "host_schedule_s": Quantity("- schedule", "ms", _MS),
+    "host_submit_s": Quantity("- submit", "ms", _MS),
+    "host_update_s": Quantity("- update", "ms", _MS),
     "num_requests": Quantity("finished", "", is_drawn=False),
     "num_failed": Quantity("failed", "", is_drawn=False),
     "prompt_tokens": Quantity("prompt", "tokens", is_drawn=False),
@@ -160,7 +166,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def _line(what: Quantity, value: float | Figure) -> str:
     median = value.median if isinstance(value, Figure) else value
-    line = f"  {what.label:<15} {_number(median * what.scale):>8} {what.unit:<8}"
+    line = f"  {what.label:<17} {_number(median * what.scale):>8} {what.unit:<8}"
     if not isinstance(value, Figure):
         return line.rstrip()
     return f"{line} ({_number(value.low * what.scale)} – {_number(value.high * what.scale)})"

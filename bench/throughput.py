@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -16,9 +16,10 @@ from tqdm import trange
 from cupy_engine import Engine
 from cupy_engine.outputs import RequestOutput
 
-from . import baseline
-from .report import Figure, Figures, Report, Row, emit
-from .setup import add_common_arguments, chosen_workload, describe, engine_options, num_runs
+from . import offline
+from .baseline import run_baseline
+from .gpu_clock import busy_figures
+from .report import Figure, Figures, Row
 from .workloads import Workload
 
 _WARM_UP_TOKENS = 8
@@ -26,27 +27,24 @@ _WARM_UP_TOKENS = 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``cupy-engine bench throughput``."""
-    add_common_arguments(parser, default_requests=16)
-    baseline.add_arguments(parser)
+    offline.add_arguments(parser, default_requests=16)
+    parser.add_argument(
+        "--gpu-busy",
+        action="store_true",
+        help="also measure the share of the time in which the GPU works, and the host's work per step",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and report; the exit status."""
-    workload = chosen_workload(arguments)
-    rows = []
-    with engine_options(arguments) as options:
-        if arguments.baseline:
-            rows.append(_baseline_row(arguments, options, workload))
-        with Engine(**options) as engine:
-            rows.insert(0, Row(f"cupy-engine, {engine.info.backend}", measure(engine, workload, arguments.repeat)))
-            about = describe(engine) | {"workload": asdict(workload), "repeat": arguments.repeat}
-    title = f"{about['model']}: {workload.describe()}, {num_runs(arguments)}"
-    emit(Report(title, about, rows), arguments)
-    return 0
+
+    def measure(engine: Engine, workload: Workload) -> Figures:
+        return _measure(engine, workload, arguments.repeat, watches_gpu=arguments.gpu_busy)
+
+    return offline.run(arguments, measure, _baseline_row)
 
 
-def measure(engine: Engine, workload: Workload, repeat: int) -> Figures:
-    """Warm up, then run ``repeat`` times."""
+def _measure(engine: Engine, workload: Workload, repeat: int, *, watches_gpu: bool) -> Figures:
     rng = np.random.default_rng(0)
     run_once(engine, workload, rng, min(_WARM_UP_TOKENS, workload.output_len))
     runs = [run_once(engine, workload, rng, workload.output_len) for _ in trange(repeat, unit="run", disable=None)]
@@ -54,6 +52,10 @@ def measure(engine: Engine, workload: Workload, repeat: int) -> Figures:
     figures["ttft_s"] = Figure.of([median(output.metrics.ttft_s or 0.0 for output in outputs) for _, outputs in runs])
     if workload.output_len > 1:
         figures["time_per_output_token_s"] = Figure.of([median(map(_time_per_token, outputs)) for _, outputs in runs])
+    if watches_gpu:  # in a run of its own: watching costs a little
+        with busy_figures(engine) as busy:
+            run_once(engine, workload, rng, workload.output_len)
+        figures |= busy
     return figures
 
 
@@ -84,12 +86,12 @@ def _time_per_token(output: RequestOutput) -> float:
 
 
 def _baseline_row(arguments: argparse.Namespace, options: dict[str, Any], workload: Workload) -> Row:
+    """In static batches, one after the other."""
     workload = replace(workload, num_requests=arguments.baseline_requests or workload.num_requests)
-    result = baseline.run_baseline(arguments, options, workload, arguments.baseline_batch_size)
-    size = min(arguments.baseline_batch_size, workload.num_requests)
-    return Row(
-        f"{result.system}, {workload.num_requests} requests in batches of {size}", _rates(workload, result.full_s)
-    )
+    batch_size = min(arguments.baseline_batch_size or offline.BASELINE_BATCH_SIZE, workload.num_requests)
+    result = run_baseline(options, workload, batch_size, arguments.repeat)
+    name = f"{result.system}, {workload.num_requests} requests in batches of {batch_size}"
+    return Row(name, _rates(workload, result.full_s))
 
 
 if __name__ == "__main__":

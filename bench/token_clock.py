@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 
 from cupy_engine import Engine
 from cupy_engine.request import Sequence
+
+from .replaced import replaced
 
 
 class TokenClock:
@@ -17,8 +21,9 @@ class TokenClock:
         self._times_s: dict[int, list[float]] = defaultdict(list)
 
     @classmethod
-    def watching(cls, engine: Engine) -> TokenClock:
-        """A clock that hears what the engine's metrics hear, from now on."""
+    @contextmanager
+    def watching(cls, engine: Engine) -> Iterator[TokenClock]:
+        """A clock that hears what the engine's metrics hear, as long as the context lasts."""
         clock, metrics = cls(), engine._core.metrics
         counted = metrics.on_tokens
 
@@ -28,8 +33,8 @@ class TokenClock:
             for sequence in sequences:
                 clock._times_s[sequence.sequence_id].append(now_s)
 
-        metrics.on_tokens = on_tokens  # type: ignore[method-assign]
-        return clock
+        with replaced(metrics, "on_tokens", on_tokens):
+            yield clock
 
     def gaps_s(self) -> list[float]:
         """The time between each two tokens of a sequence."""

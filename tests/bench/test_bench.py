@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from cupy_engine.bench import latency, throughput
+from cupy_engine.bench.host_clock import HostClock
 from cupy_engine.bench.workloads import SHAPES, Workload, named_workload, write_shape
 from golden_data import tiny_model
 
+from cupy_engine import Engine, SamplingParams
 from cupy_engine.errors import ConfigError
 from cupy_engine.hf_config import load_hf_config
 
@@ -65,7 +67,7 @@ def test_shapes_are_model_folders(name: str, tmp_path: Path) -> None:
 def test_latency_reports_steps(capsys: pytest.CaptureFixture[str]) -> None:
     run(latency, [*TINY, "--batch-size", "3", "--json"])
     printed = json.loads(capsys.readouterr().out)
-    assert printed["workload"] == {"name": "custom", "input_len": 9, "output_len": 5, "num_requests": 3}
+    assert printed["workloads"] == [{"name": "custom", "input_len": 9, "output_len": 5, "num_requests": 3}]
     (ours,) = printed["results"]
     step = ours["decode_step_s"]
     assert 0 < step["low"] <= step["median"] <= step["high"]
@@ -92,6 +94,32 @@ def test_throughput_counts_all_tokens(capsys: pytest.CaptureFixture[str]) -> Non
     requests_per_s = ours["requests_per_s"]["median"]
     assert ours["output_tokens_per_s"]["median"] == pytest.approx(5 * requests_per_s)
     assert ours["total_tokens_per_s"]["median"] == pytest.approx(14 * requests_per_s)
+
+
+def test_several_workloads_and_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    run(throughput, [*TINY, "--workload", "ttft-3", "dec-2", "--repeat", "1", "--json", str(file)])
+    names = [row["name"] for row in json.loads(file.read_text())["results"]]
+    assert names == ["ttft-3: cupy-engine, NumPy (CPU)", "dec-2: cupy-engine, NumPy (CPU)"]
+    assert "llama: 1 request 3 → 1; 2 requests 32 → 256, 1 run" in capsys.readouterr().out
+
+
+def test_gpu_busy_needs_a_gpu() -> None:
+    with pytest.raises(ConfigError, match="gpu_busy: is measured on a GPU, and the engine runs on NumPy"):
+        run(throughput, [*TINY, "--device", "cpu", "--gpu-busy"])
+
+
+def test_the_host_clock_leaves_no_trace() -> None:
+    with Engine(str(tiny_model("llama")), device="cpu") as engine:
+        core = engine._core
+        parts = [core.scheduler, core._executor]
+        before = [set(vars(part)) for part in parts]
+        with HostClock.watching(core) as clock:
+            engine.generate([[1, 2, 3], [4, 5]], SamplingParams(max_tokens=6, ignore_eos=True), progress=False)
+        assert [set(vars(part)) for part in parts] == before
+    figures = clock.figures()
+    assert figures.keys() == {"host_work_s", "host_schedule_s", "host_submit_s", "host_update_s"}
+    assert figures["host_work_s"] > figures["host_submit_s"] > 0  # in this process, a step is computed in submit
 
 
 def test_text_output_and_a_single_token(capsys: pytest.CaptureFixture[str]) -> None:
