@@ -43,5 +43,5 @@ def api(make_api: MakeApi) -> Api:
 @pytest.fixture(scope="session")
 def server(default_model: ModelFiles) -> Iterator[LiveServer]:
     """``cupy-engine serve`` on the default model, shared by all tests that leave it well."""
-    with LiveServer.serve("--max-model-len", "2048", "--max-num-seqs", "64") as live:
+    with LiveServer.serve("--max-model-len", "2048", "--max-num-seqs", "64", "--workers", "2") as live:
         yield live

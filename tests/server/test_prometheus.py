@@ -1,0 +1,112 @@
+"""A real Prometheus scrapes a real server with several workers, and an alert of ours fires."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import socket
+import subprocess
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from live_server import LiveServer, wait_until
+
+RULES = Path(__file__).parents[2] / "server" / "deploy" / "prometheus" / "alerts.yml"
+needs_prometheus = pytest.mark.skipif(
+    shutil.which("prometheus") is None, reason="prometheus is not installed (apt-get install prometheus)"
+)
+CONFIG = """
+global: {scrape_interval: 200ms, scrape_timeout: 200ms, evaluation_interval: 200ms}
+rule_files: [alerts.yml]
+scrape_configs:
+  - job_name: cupy-engine
+    scrape_timeout: 200ms
+    static_configs: [{targets: ["%s", "127.0.0.1:1"]}]
+"""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+class Prometheus:
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def get(self, path: str, **query: str) -> Any:
+        try:
+            with urllib.request.urlopen(f"{self._url}{path}?{urllib.parse.urlencode(query)}", timeout=5) as answer:
+                return json.load(answer)["data"]
+        except OSError:
+            return {"result": [], "alerts": []}
+
+    def value(self, expression: str) -> float | None:
+        found = self.get("/api/v1/query", query=expression)["result"]
+        return float(found[0]["value"][1]) if found else None
+
+
+@pytest.fixture
+def prometheus(server: LiveServer, tmp_path: Path) -> Iterator[Prometheus]:
+    (tmp_path / "prometheus.yml").write_text(CONFIG % server.url.removeprefix("http://"))
+    (tmp_path / "alerts.yml").write_text(re.sub(r"for: \w+", "for: 0s", RULES.read_text()))
+    port = free_port()
+    options = ["--config.file=prometheus.yml", "--storage.tsdb.path=data", f"--web.listen-address=127.0.0.1:{port}"]
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(["prometheus", *options], cwd=tmp_path, stdout=log, stderr=log)
+    try:
+        yield Prometheus(f"http://127.0.0.1:{port}")
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+        process.kill()
+        process.wait()
+
+
+@needs_prometheus
+def test_scrape_and_alert(server: LiveServer, prometheus: Prometheus) -> None:
+    before = server.metric("generation_tokens_total")
+    with ThreadPoolExecutor(4) as pool:
+        bodies = [{"prompt": "One", "max_tokens": 5, "ignore_eos": True}] * 4
+        assert all(status == 200 for status, _ in pool.map(lambda b: server.call("/v1/completions", b), bodies))
+    expected = before + 20
+    wait_until(lambda: prometheus.value("cupy_engine:generation_tokens_total") == expected, 20, "a scrape")
+    assert prometheus.value("sum(cupy_engine:engine_up)") == 1
+    assert prometheus.value('up{job="cupy-engine",instance!="127.0.0.1:1"}') == 1
+
+    def firing() -> set[str]:
+        alerts = prometheus.get("/api/v1/alerts")["alerts"]
+        return {a["labels"]["alertname"] + " " + a["labels"].get("instance", "") for a in alerts}
+
+    wait_until(lambda: "CupyEngineUnreachable 127.0.0.1:1" in firing(), 20, "an alert for the dead target")
+    assert not any(each.startswith("CupyEngineDown") for each in firing())
+
+
+def test_workers_tell_the_same(server: LiveServer) -> None:
+    """Whoever answers, counters never go back: fresh connections reach different workers."""
+    previous = 0.0
+    for _ in range(8):
+        assert server.call("/v1/completions", {"prompt": "One", "max_tokens": 2, "ignore_eos": True})[0] == 200
+        now = server.metric("generation_tokens_total")
+        assert now >= previous + 2
+        previous = now
+
+
+def test_stats_for_the_live_page(server: LiveServer) -> None:
+    status, body = server.call("/stats")
+    assert status == 200
+    (engine,) = body["engines"]
+    assert engine["state"] == "ready"
+    assert set(engine["live"]["blocks"]) <= set(".c123456789")
+    assert len(engine["live"]["blocks"]) == -(-engine["stats"]["num_kv_blocks"] // engine["live"]["blocks_step"])
+    bounds, counts, _ = engine["histograms"]["time_to_first_token_seconds"]
+    assert len(counts) == len(bounds) + 1
+    assert engine["counters"]["generation_tokens"] >= 0
