@@ -80,6 +80,7 @@ def _llama(hidden: int, layers: int, heads: tuple[int, int], inner: int, vocab: 
 
 
 SHAPES: dict[str, dict[str, Any]] = {
+    "smollm2-twin": _llama(32, 1, (1, 1), 64, 4096, rope_theta=100000.0, tie_word_embeddings=True),
     "smollm2-135m": _llama(576, 30, (9, 3), 1536, 49152, rope_theta=100000.0, tie_word_embeddings=True),
     "llama2-7b": _llama(4096, 32, (32, 32), 11008, 32000, tie_word_embeddings=False),
     "llama3-8b": _llama(4096, 32, (32, 8), 14336, 128256, rope_theta=500000.0, tie_word_embeddings=False),
