@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from importlib import import_module
 
-_MODULES = {"serve": "end_to_end"}
+_MODULES = {"serve": "end_to_end", "memory": "memory_usage"}
 
 
 def bench(arguments: argparse.Namespace) -> int:

@@ -129,6 +129,7 @@ def _add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
         ("throughput", "output tokens per second of many requests at once"),
         ("latency", "time to first token and per token"),
         ("serve", "requests per second and latencies of the server, over HTTP"),
+        ("memory", "where memory goes, and how much of the KV cache is put to use"),
         ("kernels", "GPU kernels beside their limits"),
     ):
         one = kinds.add_parser(name, help=help_text, description=help_text, formatter_class=_Formatter, add_help=False)
