@@ -160,8 +160,7 @@ def _server(arguments: argparse.Namespace) -> Iterator[tuple[Target, dict[str, f
         return
     with engine_options(arguments, {}) as options:
         server = chosen(arguments, ListenConfig) | chosen(arguments, ServerConfig)
-        command = [options.pop("model"), *as_arguments(options | server)]
-        with started_server(command) as started:
+        with started_server(options.pop("model"), as_arguments(options | server)) as started:
             yield started
 
 

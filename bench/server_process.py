@@ -15,7 +15,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-START_TIMEOUT_S = 60.0
+from cupy_engine.errors import EngineError
+
+_STOP_TIMEOUT_S = 60.0
+_LOG_TAIL_CHARS = 2000
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -42,7 +45,11 @@ class ServerProcess:
     @classmethod
     @contextlib.contextmanager
     def serve(cls, model: str, *options: str) -> Iterator[ServerProcess]:
-        """``cupy-engine serve MODEL OPTIONS`` on a free port, until the block ends."""
+        """``cupy-engine serve MODEL OPTIONS`` on a free port, until the block ends.
+
+        Raises:
+            EngineError: it ended before it was ready; shows the end of its log.
+        """
         with tempfile.TemporaryDirectory() as folder:
             log = Path(folder) / "log"
             command = [sys.executable, "-m", "cupy_engine.server.cli", "serve", model, "--port", "0", *options]
@@ -53,7 +60,7 @@ class ServerProcess:
             finally:
                 process.send_signal(signal.SIGTERM)
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(10)
+                    process.wait(_STOP_TIMEOUT_S)
                 process.kill()
                 process.wait()
 
@@ -82,12 +89,14 @@ class ServerProcess:
         return [pid for pid in _children(self._process.pid) if "engine_process" in _command(pid)]
 
     def _await_ready(self) -> tuple[str, str]:
-        deadline_s = time.monotonic() + START_TIMEOUT_S
-        while not (found := re.search(r"ready on http://([^:\s]+):(\d+)", self.log())):
-            if self._process.poll() is not None or time.monotonic() > deadline_s:
-                raise RuntimeError(f"the server did not start:\n{self.log()}")
+        while True:
+            has_ended = self._process.poll() is not None
+            if found := re.search(r"ready on http://([^:\s]+):(\d+)", self.log()):
+                return found[1], found[2]
+            if has_ended:
+                status, tail = self._process.returncode, self.log()[-_LOG_TAIL_CHARS:]
+                raise EngineError(f"the server ended with status {status} before it was ready:\n{tail}")
             time.sleep(0.02)
-        return found[1], found[2]
 
 
 def usage_of(pids: Sequence[int]) -> Usage:
