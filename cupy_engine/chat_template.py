@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -44,10 +45,15 @@ class ChatTemplate:
         self._sandbox = TemplateSandbox()
         self._special_tokens = dict(special_tokens)
         texts = {_DEFAULT: templates} if isinstance(templates, str) else templates
+        self.text_with_tools = texts.get(_WITH_TOOLS) or texts.get(_DEFAULT, "")
         try:
             self._templates = {name: self._sandbox.compile_text(text) for name, text in texts.items()}
         except (TemplateSyntaxError, RecursionError) as error:
             raise ModelLoadError(f"the chat template is broken: {error}", file=file) from error
+
+    def takes(self, variable: str) -> bool:
+        """Whether the template for tools mentions a variable, such as ``tools`` or ``documents``."""
+        return bool(re.search(rf"\b{variable}\b", self.text_with_tools))
 
     def render(
         self,

@@ -15,7 +15,7 @@ MAX_CHOICES = 1024
 FORMS = ("json", "json_object", "regex", "choice", "grammar")
 
 # A space, or a new line with its indentation: an endless run of white space is a weak model's way never to end.
-_JSON_OPTIONS = {"whitespace_pattern": r"\x20|\n[\x20\t]{0,64}"}
+JSON_OPTIONS = {"whitespace_pattern": r"\x20|\n[\x20\t]{0,64}"}
 
 
 class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -60,7 +60,7 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
 
         if self.json is not None or self.json_object:
             schema = self._schema()
-            text = LLMatcher.grammar_from_json_schema(schema, defaults=_JSON_OPTIONS)  # type: ignore[arg-type]
+            text = LLMatcher.grammar_from_json_schema(schema, defaults=JSON_OPTIONS)  # type: ignore[arg-type]
         elif self.regex is not None:
             pattern = regex_to_lark(self._limited(self.regex), use_ascii="d")  # \d is 0 to 9
             text = LLMatcher.grammar_from_lark(f"start: /{pattern}/")
@@ -80,8 +80,7 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
                 self._refuse(f"is not valid JSON: {error}")
         if not isinstance(schema, dict):
             self._refuse("must be a JSON schema, which is an object")
-        if _depth_exceeds(schema, MAX_SCHEMA_DEPTH):
-            self._refuse(f"must be nested at most {MAX_SCHEMA_DEPTH} deep")
+        check_schema_depth(schema, self.param)
         return self._limited(json.dumps(schema))
 
     def _as_lark(self, grammar: str) -> str:
@@ -110,13 +109,14 @@ class Grammar(msgspec.Struct, frozen=True, array_like=True):
     param: str
 
 
-def _depth_exceeds(value: Any, limit: int) -> bool:
-    level = [value]
-    for _ in range(limit):
+def check_schema_depth(schema: Any, param: str) -> None:
+    """Raises InvalidRequestError for a schema that is nested too deeply."""
+    level = [schema]
+    for _ in range(MAX_SCHEMA_DEPTH):
         level = [child for each in level for child in _children(each)]
         if not level:
-            return False
-    return True
+            return
+    raise InvalidRequestError(param, f"{param} must be nested at most {MAX_SCHEMA_DEPTH} deep")
 
 
 def _children(value: Any) -> list[Any]:

@@ -138,9 +138,7 @@ UNSUPPORTED = {
     **dict.fromkeys(
         (
             "suffix",
-            "tools",
             "functions",
-            "documents",
             "chat_template",
             "use_beam_search",
             "prompt_embeds",
@@ -150,7 +148,6 @@ UNSUPPORTED = {
         ),
         _is_meaningful,
     ),
-    "tool_choice": _is_tool_choice,
     "function_call": _is_tool_choice,
     "modalities": _is_multimodal,
 }
@@ -158,14 +155,10 @@ UNSUPPORTED = {
 
 def _refuse_unsupported(raw: dict[str, Any]) -> None:
     for name, is_set in UNSUPPORTED.items():
-        if name in raw and is_set(raw[name]) and not (name in ("tools", "functions") and _calls_nothing(raw)):
+        if name in raw and is_set(raw[name]) and not (name == "functions" and raw.get("function_call") == "none"):
             raise ApiError(
                 400,
                 f"{name} is not supported by this server yet, got {_shorten(raw[name])}; leave it out",
                 param=name,
                 code="unsupported_parameter",
             )
-
-
-def _calls_nothing(raw: dict[str, Any]) -> bool:
-    return raw.get("tool_choice") == "none" or raw.get("function_call") == "none"

@@ -9,13 +9,13 @@ from flask import Response, request
 
 from . import validation
 from .answering import Answering, check_model, json_response, wants_usage
-from .api_errors import refuse
 from .body import read_body
-from .generation import Service
-from .logprob_format import Json
+from .chat_prompt import messages_of, render_chat
 from .protocol import ChatRequest
 from .responses import AnswerOptions, Echo, chat_completion
 from .streaming import ChatChunks
+from .tool_formats import detect_family, mark_of
+from .tool_use import ToolUse, tool_use
 
 
 class ChatApi(Answering):
@@ -25,15 +25,17 @@ class ChatApi(Answering):
         body = read_body(request, ChatRequest, self.config)
         fields = body.fields
         check_model(self.service, fields.model)
-        params = validation.chat_params(fields, self.config)
-        messages = validation.messages_of(fields.messages)
-        prompt = render_chat(self.service, messages, fields)
+        tools = tool_use(fields, self._tool_family())
+        params = validation.chat_params(fields, self.config, self._changes_for(tools, fields))
+        messages = messages_of(fields.messages)
+        prompt = render_chat(self.front_end, messages, tools.tools if tools else (), fields)
         requests = self.make_requests(fields, [prompt], params, add_special_tokens=bool(fields.add_special_tokens))
         does_echo = fields.echo and messages[-1]["role"] == "assistant"
         options = AnswerOptions(
             echoes=[Echo(messages[-1]["content"])] if does_echo else (),
             return_token_ids=self.returns_token_ids(fields),
             prompt_logprobs=fields.prompt_logprobs is not None,
+            tools=tools,
         )
         kind = "chat.completion.chunk" if fields.stream else "chat.completion"
         envelope = self.envelope("chatcmpl", kind, fields)
@@ -44,22 +46,20 @@ class ChatApi(Answering):
         with contextlib.closing(generation):
             return json_response(chat_completion(envelope, generation.run()[0], options), body)
 
+    def _tool_family(self) -> str:
+        chosen, template = self.config.tool_call_parser, self.front_end.chat_template
+        if chosen != "auto":
+            return chosen
+        return detect_family("" if template is None else template.text_with_tools)
 
-def render_chat(service: Service, messages: list[Json], fields: Any) -> str:
-    """The prompt text of ``messages``; ``fields`` has the template's options.
-
-    Raises:
-        ApiError, InvalidRequestError: the options contradict each other, or the template refuses the messages.
-    """
-    continues = bool(fields.continue_final_message)
-    if continues and fields.add_generation_prompt:
-        refuse("continue_final_message", "continue_final_message excludes add_generation_prompt")
-    if continues and messages[-1]["role"] != "assistant":
-        refuse("continue_final_message", "continue_final_message needs a last message from the assistant")
-    opens = not continues if fields.add_generation_prompt is None else fields.add_generation_prompt
-    return service.front_end.render_chat(
-        messages,
-        add_generation_prompt=opens,
-        continue_final_message=continues,
-        **validation.template_kwargs_of(fields.chat_template_kwargs),
-    )
+    def _changes_for(self, tools: ToolUse | None, fields: ChatRequest) -> dict[str, Any]:
+        """What tools make of the sampling parameters: a forced form, or a mark that must not be skipped."""
+        if tools is None:
+            return {}
+        if (form := tools.form) is not None:
+            return {"structured_outputs": form}
+        tokenizer, mark = self.front_end.tokenizer, mark_of(tools.family)
+        if tokenizer is None or not mark or fields.skip_special_tokens is not None:
+            return {}
+        is_special = any(map(tokenizer.is_special, tokenizer.encode(mark, add_special_tokens=False)))
+        return {"skip_special_tokens": False} if is_special else {}

@@ -10,11 +10,10 @@ from cupy_engine import __version__
 from cupy_engine.errors import InvalidRequestError
 from cupy_engine.tokenizer import Tokenizer
 
-from . import validation
 from .answering import check_model, json_response
 from .api_errors import refuse
 from .body import read_body
-from .chat_api import render_chat
+from .chat_prompt import messages_of, render_chat
 from .engine_client import HealthState
 from .generation import Service
 from .protocol import DetokenizeRequest, TokenizeRequest
@@ -70,7 +69,8 @@ class Operations:
             refuse("prompt", "give either prompt or messages")
         tokenizer = self._tokenizer()
         if fields.messages is not None:
-            text = render_chat(self._service, validation.messages_of(fields.messages), fields)
+            messages = messages_of(fields.messages)
+            text = render_chat(self._service.front_end, messages, fields.tools or (), fields)
             token_ids = tokenizer.encode(text, add_special_tokens=bool(fields.add_special_tokens))
         else:
             token_ids = tokenizer.encode(fields.prompt or "", add_special_tokens=fields.add_special_tokens is not False)

@@ -11,6 +11,8 @@ from cupy_engine import __version__
 from cupy_engine.outputs import CompletionOutput, RequestOutput, TokenLogprob
 
 from .logprob_format import Json, chat_logprobs, completion_logprobs, prompt_logprobs
+from .tool_answers import ToolReader, message_of
+from .tool_use import ToolUse
 
 SYSTEM_FINGERPRINT = f"cupy-engine-{__version__}"
 
@@ -56,6 +58,11 @@ class AnswerOptions:
     is_prompt_only: bool = False
     return_token_ids: bool = False
     prompt_logprobs: bool = False
+    tools: ToolUse | None = None
+
+    def new_reader(self) -> ToolReader | None:
+        """Reads calls out of one choice, if there may be any."""
+        return None if self.tools is None else ToolReader(self.tools.parser())
 
     def echo(self, prompt_index: int) -> Echo:
         return self.echoes[prompt_index] if self.echoes else Echo()
@@ -114,11 +121,12 @@ def _completion_choice(result: RequestOutput, output: CompletionOutput, options:
 
 
 def _chat_choice(output: CompletionOutput, options: AnswerOptions) -> Json:
+    reader = options.new_reader()
     choice: Json = {
         "index": output.index,
-        "message": {"role": "assistant", "content": options.echo(0).text + output.text, "refusal": None},
+        "message": message_of(options.echo(0).text + output.text, reader),
         "logprobs": None if output.logprobs is None else chat_logprobs(output.logprobs),
-        "finish_reason": output.finish_reason,
+        "finish_reason": output.finish_reason if reader is None else reader.finish_reason(output.finish_reason),
         "stop_reason": output.stop_reason,
     }
     if options.return_token_ids:

@@ -10,6 +10,8 @@ from cupy_engine import sampling_params as limits
 from cupy_engine.config import EngineConfig
 from cupy_engine.errors import ConfigError
 
+from .tool_formats import TOOL_PARSERS
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
@@ -31,6 +33,7 @@ class ServerConfig:
         max_stop_string_chars: longest stop string.
         max_bad_words: most bad words.
         max_logit_bias: most entries of ``logit_bias``.
+        tool_call_parser: the family of models whose way to write tool calls is read; auto goes by the chat template.
         log_requests: log one line for each request (never its text).
 
     Raises:
@@ -52,10 +55,14 @@ class ServerConfig:
     max_stop_string_chars: int = limits.MAX_STOP_STRING_CHARS
     max_bad_words: int = limits.MAX_BAD_WORDS
     max_logit_bias: int = limits.MAX_LOGIT_BIAS
+    tool_call_parser: str = "auto"
     log_requests: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "api_keys", _checked_keys(self.api_keys))
+        if self.tool_call_parser not in TOOL_PARSERS:
+            allowed = ", ".join(TOOL_PARSERS)
+            raise ConfigError("tool_call_parser", f"must be one of {allowed}, got {self.tool_call_parser!r}")
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:

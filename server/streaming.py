@@ -48,9 +48,8 @@ class _ChunksBase:
         return is_first
 
     def _is_silent(self, delta: CompletionDelta) -> bool:
-        """Whether a delta has nothing to say: half a character, or what may become a stop string."""
-        is_empty = not delta.text and not delta.logprobs and delta.finish_reason is None
-        return is_empty and not self._options.return_token_ids
+        """Whether a delta has nothing to say but its text: no end, probabilities or ids."""
+        return not delta.logprobs and delta.finish_reason is None and not self._options.return_token_ids
 
 
 class CompletionChunks(_ChunksBase):
@@ -61,7 +60,7 @@ class CompletionChunks(_ChunksBase):
         index = arrived.prompt_index * self._num_choices + delta.index
         if self._begins(index):
             return [self._wrap(self._first_choice(index, arrived, generation.result(arrived.prompt_index)))]
-        if self._is_silent(delta):
+        if not delta.text and self._is_silent(delta):  # half a character, or what may become a stop string
             return []
         return [self._wrap(self._choice(index, delta, delta.text, delta.logprobs))]
 
@@ -102,21 +101,37 @@ class CompletionChunks(_ChunksBase):
 class ChatChunks(_ChunksBase):
     """Chunks of ``POST /v1/chat/completions``: each choice opens with its role."""
 
+    def __init__(self, envelope: Envelope, options: AnswerOptions, num_choices: int, *, include_usage: bool) -> None:
+        super().__init__(envelope, options, num_choices, include_usage=include_usage)
+        self._readers = [options.new_reader() for _ in range(num_choices)]
+
     def of(self, arrived: PromptDelta, generation: Generation) -> list[Json]:
         delta = arrived.delta
         opening = [self._opening(delta.index, generation.result(0))] if self._begins(delta.index) else []
-        if self._is_silent(delta):
+        message, finish_reason = self._message(delta)
+        if not message and self._is_silent(delta):
             return opening
         choice: Json = {
             "index": delta.index,
-            "delta": {"content": delta.text} if delta.text else {},
+            "delta": message,
             "logprobs": None if delta.logprobs is None else chat_logprobs(delta.logprobs),
-            "finish_reason": delta.finish_reason,
+            "finish_reason": finish_reason,
             "stop_reason": delta.stop_reason,
         }
         if self._options.return_token_ids:
             choice["token_ids"] = delta.token_ids
         return [*opening, self._wrap(choice)]
+
+    def _message(self, delta: CompletionDelta) -> tuple[Json, str | None]:
+        """What a delta adds to its choice's message, and why that ends."""
+        reader = self._readers[delta.index]
+        if reader is None:
+            return {"content": delta.text} if delta.text else {}, delta.finish_reason
+        text, calls = reader.read(delta.text, is_last=delta.finish_reason is not None)
+        message: Json = {"content": text} if text else {}
+        if calls:
+            message["tool_calls"] = calls
+        return message, reader.finish_reason(delta.finish_reason)
 
     def _opening(self, index: int, result: RequestOutput) -> Json:
         delta = {"role": "assistant", "content": self._options.echo(0).text}

@@ -10,22 +10,15 @@ from typing import Any
 import msgspec
 
 from cupy_engine.sampling_params import SamplingParams
+from cupy_engine.structured_outputs import StructuredOutputs
 
 from .api_errors import refuse
 from .output_form import output_form
-from .protocol import ChatMessage, ChatRequest, CompletionRequest, GenerationFields, Prompt
+from .protocol import ChatRequest, CompletionRequest, GenerationFields, Prompt
 from .server_config import ServerConfig
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _PRIORITY_RANGE = 1 << 31
-_RESERVED_TEMPLATE_KWARGS = {
-    "messages",
-    "tools",
-    "documents",
-    "chat_template",
-    "add_generation_prompt",
-    "continue_final_message",
-}
 
 
 def completion_params(fields: CompletionRequest, config: ServerConfig) -> SamplingParams:
@@ -44,15 +37,14 @@ def completion_params(fields: CompletionRequest, config: ServerConfig) -> Sampli
     return _sampling_params(fields, changes)
 
 
-def chat_params(fields: ChatRequest, config: ServerConfig) -> SamplingParams:
-    """Raises ApiError or InvalidRequestError naming the field at fault."""
+def chat_params(fields: ChatRequest, config: ServerConfig, changes: dict[str, Any]) -> SamplingParams:
+    """``changes``: what the request's tools make of them. Raises ApiError or InvalidRequestError naming a field."""
     _check_common(fields, config)
     _check_at_most("best_of", fields.best_of, config.max_n)
     if fields.stream and fields.best_of is not None and fields.best_of > (fields.n or 1):
         refuse("best_of", f"best_of must be n = {fields.n or 1} with stream, got {fields.best_of}")
-    return _sampling_params(
-        fields, {"logprobs": _chat_logprobs(fields, config), "max_tokens": _chat_max_tokens(fields)}
-    )
+    own = {"logprobs": _chat_logprobs(fields, config), "max_tokens": _chat_max_tokens(fields)}
+    return _sampling_params(fields, own | changes)
 
 
 def prompts_of(prompt: Prompt, config: ServerConfig) -> list[str | list[int]]:
@@ -73,26 +65,6 @@ def prompts_of(prompt: Prompt, config: ServerConfig) -> list[str | list[int]]:
     if len(prompt) > config.max_prompts:
         refuse("prompt", f"prompt must have at most {config.max_prompts} prompts, got {len(prompt)}")
     return prompt  # type: ignore[return-value]
-
-
-def messages_of(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-    """Messages as a chat template takes them: text parts joined, ``developer`` said as ``system``.
-
-    Raises:
-        ApiError: no messages, or a message that is not text.
-    """
-    if not messages:
-        refuse("messages", "messages is empty: give at least one message")
-    return [_message(number, message) for number, message in enumerate(messages)]
-
-
-def template_kwargs_of(kwargs: dict[str, Any] | None) -> dict[str, Any]:
-    """Raises ApiError for a name that the server sets itself."""
-    for name in kwargs or {}:
-        if name in _RESERVED_TEMPLATE_KWARGS or not name.isidentifier() or name.startswith("_"):
-            param = "chat_template_kwargs." + name[:64]
-            refuse(param, f"{param} cannot be set; it must be a variable of the model's chat template")
-    return dict(kwargs or {})
 
 
 def priority_of(fields: GenerationFields, scheduling_policy: str) -> int:
@@ -174,24 +146,17 @@ def _chat_max_tokens(fields: ChatRequest) -> int | None:
     return newer
 
 
+def _output_form(fields: GenerationFields, changes: dict[str, Any]) -> StructuredOutputs | None:
+    form = output_form(fields)
+    if form is not None and "structured_outputs" in changes:
+        refuse(form.param, f"{form.param} cannot go with a tool_choice that forces a call")
+    return form
+
+
 def _sampling_params(fields: GenerationFields, changes: dict[str, Any]) -> SamplingParams:
     given = msgspec.structs.asdict(fields)
-    given["structured_outputs"] = output_form(fields)
+    given["structured_outputs"] = _output_form(fields, changes)
     values = {name: given[name] for name in SamplingParams.__struct_fields__ if given.get(name) is not None}
     if isinstance(values.get("stop"), str):
         values["stop"] = [values["stop"]]
     return SamplingParams(**(values | changes))
-
-
-def _message(number: int, message: ChatMessage) -> dict[str, Any]:
-    param = f"messages[{number}].content"
-    content = message.content
-    if isinstance(content, list):
-        for index, part in enumerate(content):
-            if part.type != "text" or part.text is None:
-                refuse(f"{param}[{index}].type", f"only parts of type text are supported, got {part.type[:32]!r}")
-        content = "".join(part.text or "" for part in content)
-    if content is None:
-        refuse(param, f"{param} is required: give a text or a list of text parts")
-    plain = {"role": "system" if message.role == "developer" else message.role, "content": content}
-    return plain if message.name is None else plain | {"name": message.name}

@@ -14,6 +14,10 @@ COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 HI = [{"role": "user", "content": "Hi"}]
 
 
+def tool(name: str, parameters: object = None) -> dict[str, object]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
 def error_of(response) -> dict[str, object]:
     body = response.get_json()
     assert set(body) == {"error"}
@@ -21,6 +25,7 @@ def error_of(response) -> dict[str, object]:
     return body["error"]
 
 
+FORCED = {"type": "function", "function": {"name": "f"}}
 DEEP: object = {}
 for _ in range(70):
     DEEP = {"items": DEEP}
@@ -119,7 +124,6 @@ BAD_CHATS = {
     "messages-text": ({"messages": "Hi"}, "messages", "'Hi'"),
     "role": ({"messages": [{"role": "wizard", "content": "Hi"}]}, "messages[0].role", "wizard"),
     "role-missing": ({"messages": [{"content": "Hi"}]}, "messages[0].role", "required"),
-    "role-tool": ({"messages": [{"role": "tool", "content": "Hi"}]}, "messages[0].role", "tool"),
     "content-missing": ({"messages": [{"role": "user"}]}, "messages[0].content", "required"),
     "content-number": ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "got 5"),
     "content-image": (
@@ -132,8 +136,32 @@ BAD_CHATS = {
     "top_logprobs-alone": ({"top_logprobs": 2}, "top_logprobs", "logprobs: true"),
     "top_logprobs-large": ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "between 0 and 20"),
     "logprobs-number": ({"logprobs": 3}, "logprobs", "expected bool"),
-    "tools": ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "not supported"),
-    "tool_choice": ({"tool_choice": "required"}, "tool_choice", "not supported"),
+    "tools-type": ({"tools": [{"type": "web"}]}, "tools[0].type", "'web'"),
+    "tools-name": ({"tools": [tool("a b")]}, "tools[0].function.name", "letters, digits"),
+    "tools-twice": ({"tools": [tool("f"), tool("f")]}, "tools", "differ"),
+    "tools-many": ({"tools": [tool(f"f{i}") for i in range(129)]}, "tools", "at most 128"),
+    "tools-schema": ({"tools": [tool("f", 5)]}, "tools[0].function.parameters", "got 5"),
+    "tools-deep": ({"tools": [tool("f", {"items": DEEP})]}, "tools[0].function.parameters", "at most 64 deep"),
+    "tools-and-form": ({"tools": [tool("f")], "response_format": {"type": "json_object"}}, "response_format", "tools"),
+    "tools-and-guide": (
+        {"tools": [tool("f")], "tool_choice": "required", "guided_regex": "a"},
+        "guided_regex",
+        "forces a call",
+    ),
+    "tool_choice-alone": ({"tool_choice": "required"}, "tool_choice", "needs tools"),
+    "tool_choice-word": ({"tools": [tool("f")], "tool_choice": "maybe"}, "tool_choice", "maybe"),
+    "tool_choice-other": ({"tools": [tool("g")], "tool_choice": FORCED}, "tool_choice", "'f', which is none"),
+    "call-arguments": (
+        {"messages": [*HI, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "["}}]}]},
+        "messages[1].tool_calls[0].function.arguments",
+        "JSON object",
+    ),
+    "call-role": (
+        {"messages": [{"role": "user", "content": "", "tool_calls": [{"function": {"name": "f"}}]}]},
+        "messages[0].tool_calls",
+        "assistant",
+    ),
+    "tool-content": ({"messages": [{"role": "tool", "tool_call_id": "x"}]}, "messages[0].content", "required"),
     "functions": ({"functions": [{"name": "f"}]}, "functions", "not supported"),
     "json_schema": (
         {"response_format": {"type": "json_schema", "json_schema": {}}},
@@ -258,7 +286,6 @@ def test_unknown_fields_are_named(api: Api, make_api: MakeApi) -> None:
         {"structured_outputs": {"regex": "a+", "whatever": 1}},
         {"response_format": {"type": "json_object"}},
         {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": {}}}},
-        {"tools": []},
         {"n": None, "temperature": None, "stop": None, "logit_bias": None, "stream": None, "max_tokens": None},
     ],
 )
