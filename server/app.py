@@ -10,6 +10,7 @@ from typing import Any
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
+from . import pages
 from .api_errors import ApiError, ClientGoneError, to_api_error
 from .generation import Service
 from .openai_api import openai_blueprint
@@ -18,7 +19,8 @@ from .watch import watch_blueprint
 
 logger = logging.getLogger(__name__)
 
-OPEN_PATHS = frozenset({"/health"})  # without a key; everything else needs one if keys are set
+# Without a key; everything else needs one if keys are set.
+OPEN_ENDPOINTS = pages.OPEN_ENDPOINTS | {"operations.health", "operations.ready"}
 CLIENT_CLOSED_REQUEST = 499
 
 
@@ -33,12 +35,13 @@ def create_app(service: Service) -> Flask:
     app.register_blueprint(openai_blueprint(service))
     app.register_blueprint(operations_blueprint(service))
     app.register_blueprint(watch_blueprint(service))
+    app.register_blueprint(pages.pages_blueprint())
     return app
 
 
 def _check_key(keys: tuple[str, ...]) -> None:
     """Raises ApiError 401 unless the request has one of ``keys``; every key is compared, in constant time."""
-    if not keys or request.path in OPEN_PATHS:
+    if not keys or request.endpoint in OPEN_ENDPOINTS:
         return
     scheme, _, sent = request.headers.get("Authorization", "").partition(" ")
     sent = sent.strip() if scheme.lower() == "bearer" else ""

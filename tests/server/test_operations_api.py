@@ -15,16 +15,17 @@ from cupy_engine.errors import ConfigError
 KEY = "key-" + "x" * 20
 
 
-def test_without_a_key_every_route_but_health_is_closed(make_api: MakeApi) -> None:
+def test_without_a_key_every_route_but_the_page_and_probes_is_closed(make_api: MakeApi) -> None:
     api = make_api(api_keys=(KEY, "another"))
+    open_paths = {"/health", "/ready", "/", "/assets/style.css"}
     routes = list(api.app.url_map.iter_rules())
     assert len(routes) >= 11
     for rule in routes:
         method = "POST" if "POST" in rule.methods else "GET"
-        path = rule.rule.replace("<path:name>", "smollm2-135m")
+        path = rule.rule.replace("<path:name>", "smollm2-135m").replace("<path:filename>", "style.css")
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": KEY}, {"Authorization": "Basic x"}):
-            status = api.http.open(path, method=method, headers=headers).status_code
-            assert status == (200 if path == "/health" else 401), path
+            with api.http.open(path, method=method, headers=headers) as response:
+                assert response.status_code == (200 if path in open_paths else 401), path
     assert api.http.get("/nowhere").status_code == 401, "who has no key does not learn what exists"
 
 
