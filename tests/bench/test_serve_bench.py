@@ -17,6 +17,7 @@ from cupy_engine.bench.load_client import Answer
 from cupy_engine.bench.prompts import PromptMaker
 
 from cupy_engine.errors import ConfigError, EngineError
+from cupy_engine.model_source import ModelFiles
 
 LOAD = Load(num_clients=3, duration_s=0.5, prompt_words=5, output_len=6)
 SIZED = b"HTTP/1.1 400 BAD REQUEST\r\nContent-Length: 9\r\n\r\nno\r\n such"
@@ -138,3 +139,16 @@ def test_urls_are_checked() -> None:
 def test_a_server_that_cannot_start_is_quoted() -> None:
     with pytest.raises(EngineError, match=r"ended with status 1 before it was ready:\nerror: no model 'nonsense'"):
         run("--model", "nonsense")
+
+
+def test_a_real_server(default_model: ModelFiles, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        run("--concurrent-requests", "2", "--duration", "0.2", "--input-len", "9", "--output-len", "5", "--json") == 0
+    )
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["model"] == "smollm2-135m"
+    assert 0 < printed["ready_s"] < printed["first_answer_s"]
+    (load,) = printed["results"]
+    assert load["num_requests"] >= 2
+    assert (load["num_failed"], load["prompt_tokens"]) == (0, 9)
+    assert load["output_tokens_per_s"] == pytest.approx(5 * load["requests_per_s"])

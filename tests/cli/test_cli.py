@@ -143,6 +143,14 @@ def test_options_become_configuration() -> None:
     assert chosen(parsed, ListenConfig) == {"workers": 2}
 
 
+def test_configuration_becomes_options() -> None:
+    from cupy_engine.server.options import as_arguments, chosen
+
+    engine = {"max_num_seqs": 3, "enable_prefix_caching": False, "gpu_memory_utilization": 0.5, "tokenizer": "-a b"}
+    parsed = build_parser().parse_args(["serve", "m", *as_arguments(engine)])
+    assert chosen(parsed, EngineConfig) == {"model": "m", **engine}
+
+
 def test_version(capsys: Captured) -> None:
     with pytest.raises(SystemExit):
         main(["--version"])
