@@ -50,6 +50,9 @@ class Backend(Protocol):
     def dtype(self, config: EngineConfig, model: ModelConfig) -> Any:
         """Of weights and KV cache."""
 
+    def room_bytes(self, config: EngineConfig) -> int:
+        """Memory for weights and all else, before anything is loaded."""
+
     def plan_memory(self, config: EngineConfig, model_config: ModelConfig, model: CausalLM, dtype: Any) -> MemoryPlan:
         """Size the KV cache, with the weights loaded. Raises ConfigError if a request would not fit."""
 
@@ -57,6 +60,9 @@ class Backend(Protocol):
         self, config: EngineConfig, model_config: ModelConfig, model: CausalLM, memory: MemoryPlan, dtype: Any
     ) -> Executor:
         """Allocate the KV cache and make what runs steps."""
+
+    def used_bytes(self) -> int:
+        """Memory of the device that the engine has taken; 0 if nobody counts."""
 
     def copy_bytes_per_s(self) -> float:
         """Measured bandwidth of swapping."""
@@ -95,13 +101,10 @@ class NumpyBackend:
             )
         return np.float32
 
-    def plan_memory(
-        self,
-        config: EngineConfig,
-        model_config: ModelConfig,
-        model: CausalLM,
-        dtype: Any,
-    ) -> MemoryPlan:
+    def room_bytes(self, config: EngineConfig) -> int:
+        return self.device.free_memory_bytes()
+
+    def plan_memory(self, config: EngineConfig, model_config: ModelConfig, model: CausalLM, dtype: Any) -> MemoryPlan:
         default_budget = min(_CPU_KV_BYTES, int(_CPU_KV_SHARE * self.device.free_memory_bytes()))
         budget = config.kv_cache_memory_bytes or default_budget
         return plan_kv_memory(config, model_config, dtype, budget, "kv_cache_memory_bytes")
@@ -114,6 +117,9 @@ class NumpyBackend:
         sampler = Sampler(num_slots, model_config.vocab_size, self.device)
         slots = SlotTable(num_slots, memory.blocks_per_sequence, memory.block_size)
         return InProcessExecutor(Worker(model, cache, sampler, slots, num_slots))
+
+    def used_bytes(self) -> int:
+        return 0
 
     def copy_bytes_per_s(self) -> float:
         source, target = np.ones(1 << 24, np.uint8), np.ones(1 << 24, np.uint8)

@@ -37,14 +37,27 @@ class CoreInfo:
     kv_cache_bytes: int
     load_time_s: float
     gpu_ids: tuple[str, ...] = ()  # PCI bus ids
+    workspace_bytes: int = 0  # this and the next three: of a GPU
+    graph_bytes: int = 0
+    used_bytes: int = 0  # by the engine, at the end of its start
+    limit_bytes: int = 0  # the share that it may take
 
     def describe(self) -> str:
         """One line with the memory plan."""
         num_tokens = self.num_kv_blocks * self.block_size
+        weights, workspace, graphs, kv_cache, used, limit = (
+            f"{num_bytes / 2**20:.0f} MiB"
+            for num_bytes in (
+                *(self.weight_bytes, self.workspace_bytes, self.graph_bytes),
+                *(self.kv_cache_bytes, self.used_bytes, self.limit_bytes),
+            )
+        )
+        beside = f"workspace {workspace}, graphs {graphs}, " if self.limit_bytes else ""
+        share = f"{used} of {limit} in use, " if self.limit_bytes else ""
         return (
-            f"{self.model_name} on {self.backend}: weights {self.weight_bytes / 2**20:.0f} MiB, KV cache "
-            f"{self.kv_cache_bytes / 2**20:.0f} MiB = {self.num_kv_blocks} blocks of {self.block_size} "
-            f"({num_tokens} tokens), up to {self.max_model_len} tokens a request, loaded in {self.load_time_s:.2f} s"
+            f"{self.model_name} on {self.backend}: weights {weights}, {beside}KV cache {kv_cache} = "
+            f"{self.num_kv_blocks} blocks of {self.block_size} ({num_tokens} tokens), "
+            f"up to {self.max_model_len} tokens a request, {share}loaded in {self.load_time_s:.2f} s"
         )
 
 

@@ -12,8 +12,9 @@ from cupy_engine.config import EngineConfig
 from cupy_engine.core import CoreInfo, EngineCore
 from cupy_engine.guide_vocabulary import load_vocabulary
 from cupy_engine.guides import Guides
+from cupy_engine.hollow_model import weight_bytes
 from cupy_engine.load_progress import show_progress
-from cupy_engine.memory_plan import MemoryPlan, wanted_model_len
+from cupy_engine.memory_plan import MemoryPlan, check_weights_fit, wanted_model_len
 from cupy_engine.metrics import EngineMetrics
 from cupy_engine.model_config import ModelConfig
 from cupy_engine.model_registry import CausalLM, model_class
@@ -36,6 +37,7 @@ def build_core(config: EngineConfig, files: ModelFiles) -> EngineCore:
     wanted_model_len(config, model_config)
     backend = choose_backend(config)
     dtype = backend.dtype(config, model_config)
+    check_weights_fit(weight_bytes(model_config, dtype), backend.room_bytes(config), backend.name)
     model = _load_model(config, files, model_config, backend, dtype)
     memory = backend.plan_memory(config, model_config, model, dtype)
     executor = backend.executor(config, model_config, model, memory, dtype)
@@ -54,6 +56,10 @@ def build_core(config: EngineConfig, files: ModelFiles) -> EngineCore:
         kv_cache_bytes=memory.num_blocks * memory.bytes_per_block,
         load_time_s=time.monotonic() - start_s,
         gpu_ids=() if backend.device.pci_bus_id is None else (backend.device.pci_bus_id,),
+        workspace_bytes=memory.workspace_bytes,
+        graph_bytes=memory.graph_bytes,
+        used_bytes=backend.used_bytes(),
+        limit_bytes=memory.limit_bytes,
     )
     logger.info("%s", info.describe())
     depth = config.max_steps_in_flight or backend.max_steps_in_flight

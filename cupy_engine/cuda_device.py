@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,11 @@ from cupy_engine.errors import ConfigError
 from cupy_engine.kernel_cache import prepare_kernel_cache
 from cupy_engine.pinned_uploads import PinnedUploads
 
+logger = logging.getLogger("cupy_engine")
+
 
 class CudaDevice:
-    """A GPU, the stream on which its steps run, and its memory.
+    """A GPU, the stream on which its steps run, and a memory pool of its own: arrays are made within :meth:`use`.
 
     Args:
         index: which GPU.
@@ -34,14 +38,18 @@ class CudaDevice:
         self.xp = cupy
         self.index = index
         self._device = cupy.cuda.Device(index)
+        self._others_bytes = _used_bytes(self.pci_bus_id)  # before this engine takes any
         self._device.use()
+        self._pool = cupy.cuda.MemoryPool()
         self.stream = cupy.cuda.Stream(non_blocking=True)
         self._uploads: PinnedUploads | None = None
 
-    def use(self) -> Any:
-        """A context in which this thread's launches and copies go to this GPU's stream."""
+    @contextmanager
+    def use(self) -> Iterator[None]:
+        """This thread's launches and copies go to this GPU's stream, its arrays come from this device's pool."""
         self._device.use()
-        return self.stream
+        with self.stream, self.xp.cuda.using_allocator(self._pool.malloc):
+            yield
 
     @property
     def description(self) -> str:
@@ -79,7 +87,8 @@ class CudaDevice:
         if self._uploads is not None:
             self._uploads.close()
             self._uploads = None
-        self.stream.synchronize()
+            self.xp.get_default_pinned_memory_pool().free_all_blocks()
+        self.release_unused()
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         return self.xp.empty(shape, dtype)
@@ -100,6 +109,36 @@ class CudaDevice:
 
     def total_memory_bytes(self) -> int:
         return int(self.xp.cuda.runtime.memGetInfo()[1])
+
+    def own_memory_bytes(self) -> int:
+        """Memory taken since this object was made: context, libraries, kernels, arrays, graphs.
+
+        Without NVML, which knows what others had taken before, theirs counts too.
+        """
+        return self.total_memory_bytes() - self.free_memory_bytes() - self._others_bytes
+
+    def release_unused(self) -> None:
+        """Give the pool's free memory back to the driver."""
+        self.stream.synchronize()
+        self._pool.free_all_blocks()
+
+    def limit_growth(self, num_bytes: int) -> None:
+        """Let arrays take no more than this on top of what the pool has now; ``MemoryError`` beyond."""
+        with self._device:
+            self._pool.set_limit(size=self._pool.total_bytes() + num_bytes)
+
+
+def _used_bytes(pci_bus_id: str) -> int:
+    """Memory of a GPU in use by whomever; 0 if NVML is not there to tell."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByPciBusId(pci_bus_id.encode())
+        return int(pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2).used)
+    except Exception as error:  # not installed, too old, or no right to ask
+        logger.debug("memory of other processes is not known: %s", error)
+        return 0
 
 
 def why_no_cuda() -> str | None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-Output = TypeVar("Output")
+from cupy_engine.device import Array
 
 
 def batch_buckets(max_batch: int) -> list[int]:
@@ -19,13 +19,13 @@ def batch_buckets(max_batch: int) -> list[int]:
     return sorted({size for size in sizes if size < max_batch} | {max_batch})
 
 
-class GraphSet(Generic[Output]):
+class GraphSet:
     """Graphs of one computation by batch bucket.
 
     Args:
         stream: where graphs are captured and run.
         prepare: puts harmless inputs for a bucket where the computation reads them.
-        compute: enqueues the computation for a bucket and returns its outputs, which stay where they are.
+        compute: enqueues the computation for a bucket and returns its output.
         buckets: batch sizes, ascending.
     """
 
@@ -33,7 +33,7 @@ class GraphSet(Generic[Output]):
         self,
         stream: Any,
         prepare: Callable[[int], None],
-        compute: Callable[[int], Output],
+        compute: Callable[[int], Array],
         buckets: list[int],
     ) -> None:
         import cupy
@@ -43,24 +43,34 @@ class GraphSet(Generic[Output]):
         self._compute = compute
         self._buckets = buckets
         self._pool = cupy.cuda.MemoryPool()
-        self._graphs: dict[int, tuple[Any, Output]] = {}
+        self._graphs: dict[int, tuple[Any, Array]] = {}
 
     def bucket(self, batch_size: int) -> int | None:
         """The smallest bucket that holds the batch; ``None`` if there is none."""
         index = bisect.bisect_left(self._buckets, batch_size)
         return self._buckets[index] if index < len(self._buckets) else None
 
-    def capture_all(self) -> None:
-        """Capture every bucket, largest first, so that the smaller ones find their memory in the pool."""
+    @property
+    def pool_bytes(self) -> int:
+        """Memory for intermediate arrays of the graphs, or of the largest of them."""
+        return int(self._pool.total_bytes())
+
+    def warm_up(self) -> None:
+        """Run every bucket: compiling and choosing GEMM algorithms may not be captured. Largest first, as below."""
         for bucket in reversed(self._buckets):
-            self._run_eagerly(bucket)  # compiling, choosing GEMM algorithms, growing the pool may not be captured
+            self._run_eagerly(bucket)
+
+    def capture_all(self) -> None:
+        """Capture every bucket, in place of what was captured before; they share their memory, so largest first."""
+        self._graphs.clear()
+        for bucket in reversed(self._buckets):
             self._graphs[bucket] = self._capture(bucket)
 
-    def launch(self, bucket: int) -> Output:
-        """Replay a bucket's graph; returns its outputs, valid until the next launch."""
-        graph, outputs = self._graphs[bucket]
+    def launch(self, bucket: int) -> Array:
+        """Replay a bucket's graph; returns its output, valid until the next launch of any."""
+        graph, output = self._graphs[bucket]
         graph.launch(self._stream)
-        return outputs
+        return output
 
     def _run_eagerly(self, bucket: int) -> None:
         import cupy
@@ -70,12 +80,20 @@ class GraphSet(Generic[Output]):
             self._compute(bucket)
         self._stream.synchronize()
 
-    def _capture(self, bucket: int) -> tuple[Any, Output]:
+    def _capture(self, bucket: int) -> tuple[Any, Array]:
         import cupy
 
         with cupy.cuda.using_allocator(self._pool.malloc), self._stream:
             self._stream.begin_capture()
-            outputs = self._compute(bucket)
+            output = self._compute(bucket)
             graph = self._stream.end_capture()
         graph.upload(self._stream)
-        return graph, outputs
+        return graph, _borrowed(output)
+
+
+def _borrowed(array: Array) -> Array:
+    """The same elements without a hold on their memory, which the next capture may use again: the pool keeps it."""
+    import cupy
+
+    memory = cupy.cuda.UnownedMemory(array.data.ptr, array.nbytes, None, array.data.device_id)
+    return cupy.ndarray(array.shape, array.dtype, cupy.cuda.MemoryPointer(memory, 0), array.strides)

@@ -20,6 +20,7 @@ from cupy_engine.ops import _cuda_sampling as ops
 from cupy_engine.plan import SlotSetup, TokenMask
 
 NO_LOGPROBS = -1
+_MAX_LIST_BYTES = 64 << 10  # of stop tokens, biases and bad words: far more than a request may bring
 
 
 class CudaSampler:
@@ -56,6 +57,11 @@ class CudaSampler:
         self._always_forbidden: dict[int, np.ndarray] = {}  # by guided slot
         self._counts = _CountRows(vocab_size, device)
         self._uploads: deque[tuple[Any, np.ndarray]] = deque()  # pinned memory, and the event behind its last reader
+
+    @property
+    def max_bytes_per_slot(self) -> int:
+        """Device memory of a slot that makes use of everything: counts, two bitmaps over the vocabulary, lists."""
+        return self._counts.bytes_per_row + self._vocab_size // 4 + _MAX_LIST_BYTES
 
     @property
     def counts_bytes_per_slot(self) -> int:

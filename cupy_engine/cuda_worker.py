@@ -108,6 +108,16 @@ class CudaWorker:
         self._results = [cupyx.empty_pinned(max_num_seqs, np.int32) for _ in range(max_steps_in_flight + 1)]
         self.graphs = GraphSet(device.stream, self._upload_padding, self._decode_bucket, batch_buckets(max_num_seqs))
 
+    @property
+    def max_bytes_per_slot(self) -> int:
+        """Device memory that a sequence with every option in use may take beyond what is taken from the start."""
+        return self._sampler.max_bytes_per_slot
+
+    def attach(self, kv_cache: KVCache, slots: SlotTable, table_width: int) -> None:
+        """Work on this cache from now on, with a table that is no wider than the first one."""
+        self._kv_cache, self._slots, self._table_width = kv_cache, slots, table_width
+        self.graphs.capture_all()
+
     def submit(self, plan: StepPlan) -> StepHandle:
         """Enqueue a step."""
         try:

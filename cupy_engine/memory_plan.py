@@ -18,13 +18,20 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Sizes of the KV pools and the context length that follows from them."""
+    """Sizes of the KV pools and the context length that follows from them.
+
+    ``limit_bytes`` is the share of the device that the engine may take, 0 where there is none; ``workspace_bytes`` and
+    ``graph_bytes`` are what it takes or may come to take of that beside weights and KV cache.
+    """
 
     num_blocks: int
     num_host_blocks: int
     bytes_per_block: int
     max_model_len: int
     block_size: int
+    workspace_bytes: int = 0
+    graph_bytes: int = 0
+    limit_bytes: int = 0
 
     @property
     def blocks_per_sequence(self) -> int:
@@ -44,13 +51,35 @@ def wanted_model_len(config: EngineConfig, model: ModelConfig) -> int:
     return wanted
 
 
+def check_weights_fit(num_bytes: int, room_bytes: int, name: str) -> None:
+    """Refuse a model before it is loaded.
+
+    Raises:
+        ConfigError: its weights alone are more than the device has room for.
+    """
+    if num_bytes > room_bytes:
+        raise ConfigError(
+            "model",
+            f"the weights take {num_bytes / _MIB:.0f} MiB, but {name} has room for {max(0, room_bytes) / _MIB:.0f} MiB",
+        )
+
+
 def plan_kv_memory(
-    config: EngineConfig, model: ModelConfig, dtype: Any, budget_bytes: int, budget_field: str
+    config: EngineConfig,
+    model: ModelConfig,
+    dtype: Any,
+    budget_bytes: int,
+    budget_field: str,
+    *,
+    is_limit: bool = False,
+    beside: str = "",
 ) -> MemoryPlan:
     """Divide ``budget_bytes`` into KV blocks, unless the configuration says how many there are.
 
     Args:
         budget_field: the configuration field that the budget depends on, for error messages.
+        is_limit: blocks that the configuration asks for must fit the budget, too.
+        beside: what else takes memory, for error messages.
 
     Raises:
         ConfigError: it does not hold one request of ``max_model_len`` tokens; says what would fit.
@@ -62,8 +91,15 @@ def plan_kv_memory(
     if num_blocks < 1:
         raise ConfigError(
             budget_field,
-            f"{max(0, budget_bytes) / _MIB:.0f} MiB are left for the KV cache, but one block takes "
+            f"{max(0, budget_bytes) / _MIB:.0f} MiB are left for the KV cache{beside}, but one block takes "
             f"{block_bytes / _MIB:.1f} MiB",
+        )
+    if is_limit and num_blocks * block_bytes > budget_bytes:
+        left = max(0, budget_bytes)
+        raise ConfigError(
+            "num_kv_blocks",
+            f"{num_blocks} blocks take {num_blocks * block_bytes / _MIB:.0f} MiB, but {left / _MIB:.0f} MiB are "
+            f"left{beside}: lower it to at most {left // block_bytes} or raise {budget_field}",
         )
     num_tokens = num_blocks * config.block_size
     if num_tokens < wanted_len:

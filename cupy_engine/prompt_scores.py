@@ -11,7 +11,7 @@ from cupy_engine.messages import TokenLogprobs
 from cupy_engine.model_registry import CausalLM
 from cupy_engine.plan import ScheduledSequence, SlotSetup, StepPlan
 
-_ROWS_AT_A_TIME = 256  # logits [256, vocab] float32
+ROWS_AT_A_TIME = 256  # logits [256, vocab] float32
 
 
 class RowScorer(Protocol):
@@ -49,8 +49,8 @@ class PromptScores:
         # The state at position p scores the token at p + 1; hidden starts at the sequence's first row.
         next_ids = self._prompts[sequence.slot][sequence.start + 1 : sequence.start + sequence.num_tokens + 1]
         scores: list[TokenLogprobs] = []
-        for start in range(0, len(next_ids), _ROWS_AT_A_TIME):
-            ids = next_ids[start : start + _ROWS_AT_A_TIME]
+        for start in range(0, len(next_ids), ROWS_AT_A_TIME):
+            ids = next_ids[start : start + ROWS_AT_A_TIME]
             logits = self._model.compute_logits(hidden[start : start + len(ids)])
             scores.extend(self._scorer.prompt_logprobs(logits, ids, num_top))
         return scores

@@ -76,7 +76,7 @@ class DummyWeights:
         self._on_device: Array = self._buffer if device is None else device.asarray(self._buffer)
         self._xp: Any = np if device is None else device.xp
         self._buffer.flags.writeable = False
-        self._absent = _absent_in(config)
+        self._absent = absent_in(config)
 
     def take(self, name: str, shape: tuple[int, ...]) -> Array:
         key = zlib.crc32(name.encode())
@@ -104,7 +104,7 @@ class DummyWeights:
         return xp.lib.stride_tricks.as_strided(buffer[start:], shape, strides)
 
 
-def _absent_in(config: ModelConfig) -> list[str]:
+def absent_in(config: ModelConfig) -> list[str]:
     """Patterns of the tensors that the configuration rules out."""
     absent = {
         r"^lm_head\.": config.tie_word_embeddings,
