@@ -173,7 +173,7 @@ def _error_of(output: SequenceOutput) -> EngineError:
     message = output.error or "the request failed"
     if output.error_kind == "invalid":
         return InvalidRequestError(output.error_param, message)
-    if output.error_kind == "queue_full":
-        return QueueFullError(message)
+    if output.error_kind in ("queue_full", "slo_ttft"):
+        return QueueFullError(message, output.retry_after_s or 1.0, output.error_kind)
     kinds = {"deadline": DeadlineExceededError, "dead": EngineDeadError}
     return kinds.get(output.error_kind or "", EngineError)(message)

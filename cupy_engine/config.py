@@ -33,8 +33,8 @@ class EngineConfig:
         max_model_len: most tokens of prompt and output together; default: what the model was made for.
         max_num_seqs: most sequences in one step.
         max_num_batched_tokens: token budget of one step; longer prompts are computed in chunks.
-        max_num_mixed_tokens: the same where sequences decode in the step, so that long prompts do not hold up streams;
-            default: the backend's.
+        max_num_mixed_tokens: prompt tokens of a step in which sequences decode, so that long prompts do not hold up
+            streams; default: the backend's.
         block_size: tokens per KV block.
         num_kv_blocks: KV blocks, instead of a size computed from memory.
         kv_cache_memory_bytes: memory for the KV cache on the CPU; default: up to 4 GiB of what is free.
@@ -45,6 +45,8 @@ class EngineConfig:
         priority_ageing_s: with ``priority``, waiting this long is worth one priority level, so nothing starves.
         preemption_mode: how a sequence makes room; ``auto`` takes what is expected to be cheaper.
         max_queue_len: most requests that may wait.
+        slo_ttft_s: turn away requests whose first token would come later than this.
+        slo_tpot_s: let requests wait where one more in a step would make streams wait longer than this for a token.
         max_steps_in_flight: steps submitted before the first one's tokens are known; default: the backend's.
         seed: of the seeds drawn for requests that bring none; ``None`` is different every time.
         log_schedule: write every scheduling decision to the log ``cupy_engine.schedule``.
@@ -76,6 +78,8 @@ class EngineConfig:
     priority_ageing_s: float = 30.0
     preemption_mode: PreemptionMode = "auto"
     max_queue_len: int = 1024
+    slo_ttft_s: float | None = None
+    slo_tpot_s: float | None = None
     max_steps_in_flight: int | None = None
     seed: int | None = None
     log_schedule: bool = False
@@ -92,8 +96,10 @@ class EngineConfig:
             raise ConfigError(
                 "gpu_memory_utilization", f"must be above 0 and at most 1, got {self.gpu_memory_utilization}"
             )
-        if self.priority_ageing_s <= 0:
-            raise ConfigError("priority_ageing_s", f"must be above 0, got {self.priority_ageing_s}")
+        for name in ("priority_ageing_s", "slo_ttft_s", "slo_tpot_s"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(name, f"must be above 0, got {value}")
         for name in ("tensor_parallel_size", "pipeline_parallel_size"):
             if getattr(self, name) != 1:
                 raise ConfigError(name, f"only 1 is supported in this version, got {getattr(self, name)}")

@@ -15,8 +15,10 @@ from cupy_engine.guides import GuideError, Guides
 from cupy_engine.messages import AbortRequest, EngineStats, GenerateRequest, SequenceOutput
 from cupy_engine.metrics import EngineMetrics
 from cupy_engine.model_source import ModelFiles
+from cupy_engine.overload import AdmissionRule, EngineLoad, LoadMeter
 from cupy_engine.plan import StepPlan
 from cupy_engine.scheduler import Scheduler
+from cupy_engine.step_pace import StepPace
 
 logger = logging.getLogger("cupy_engine")
 
@@ -79,6 +81,8 @@ class EngineCore:
         metrics: EngineMetrics,
         info: CoreInfo,
         guides: Guides,
+        rule: AdmissionRule,
+        pace: StepPace | None = None,
         *,
         max_steps_in_flight: int = 1,
         clock: Callable[[], float] = time.monotonic,
@@ -88,6 +92,10 @@ class EngineCore:
         self.info = info
         self._executor = executor
         self._guides = guides
+        self._rule = rule
+        self._pace = pace
+        self._load_meter = LoadMeter()
+        self._collected_s = 0.0
         self._max_steps_in_flight = max_steps_in_flight
         self._clock = clock
         self._in_flight: deque[_StepInFlight] = deque()
@@ -112,6 +120,7 @@ class EngineCore:
         if not request.arrival_time_s:
             request.arrival_time_s = self._clock()
         try:
+            self._rule.check(self.load())
             sequence = self.scheduler.add(request)
         except InvalidRequestError as error:
             self.metrics.on_rejected("invalid")
@@ -119,8 +128,9 @@ class EngineCore:
                 request, SequenceOutput(request_id="", error_kind="invalid", error_param=error.param), error
             )
         except QueueFullError as error:
-            self.metrics.on_rejected("queue_full")
-            return _refusal(request, SequenceOutput(request_id="", error_kind="queue_full"), error)
+            self.metrics.on_rejected(error.reason)
+            output = SequenceOutput(request_id="", error_kind=error.reason, retry_after_s=error.retry_after_s)
+            return _refusal(request, output, error)
         if request.grammar is not None:
             sequence.guide = self._guides.open(request.request_id, request.grammar)
         return None
@@ -131,6 +141,7 @@ class EngineCore:
     def step(self) -> list[SequenceOutput]:
         """Expire, guide, schedule, submit, collect, update. Call while :attr:`has_work`."""
         start_time_s = self._clock()
+        self._load_meter.observe(start_time_s, self.scheduler.num_waiting, self.metrics.num_admitted)
         outputs = self._expire(start_time_s) + self._refuse(self._guides.collect(_MASK_PATIENCE_S))
         plan = self.scheduler.schedule()
         if plan is not None:
@@ -165,6 +176,9 @@ class EngineCore:
         num_tokens, num_sequences = step.plan.num_tokens, len(step.plan.sequences)
         if num_tokens >= 16 * num_sequences > 0:
             self.scheduler.costs.observe_prefill(num_tokens, compute_s)
+        if self._pace is not None:
+            self._pace.observe(num_tokens, done_time_s - max(self._collected_s, step.submit_time_s - step.schedule_s))
+        self._collected_s = done_time_s
         self.metrics.on_step(num_tokens, step.schedule_s + compute_s + update_s, step.schedule_s + update_s)
         return outputs
 
@@ -172,6 +186,15 @@ class EngineCore:
         """End all requests with an error, when the engine closes."""
         self._guides.close()
         return self.scheduler.abort_all(reason)
+
+    def load(self) -> EngineLoad:
+        """How busy the engine is. Any thread."""
+        return EngineLoad(
+            num_running=self.scheduler.num_running,
+            num_waiting=self.scheduler.num_waiting,
+            admitted_per_s=self._load_meter.admitted_per_s,
+            prefill_s=self.metrics.prefill_s,
+        )
 
     def stats(self) -> EngineStats:
         return self.metrics.stats(self.scheduler)

@@ -19,9 +19,11 @@ from cupy_engine.metrics import EngineMetrics
 from cupy_engine.model_config import ModelConfig
 from cupy_engine.model_registry import CausalLM, model_class
 from cupy_engine.model_source import ModelFiles, load_model_config, open_weights
+from cupy_engine.overload import AdmissionRule
 from cupy_engine.preemption import PreemptionCosts
 from cupy_engine.request_queue import FcfsPolicy, Policy, PriorityPolicy
 from cupy_engine.scheduler import Scheduler
+from cupy_engine.step_pace import StepPace
 
 logger = logging.getLogger("cupy_engine")
 
@@ -42,10 +44,11 @@ def build_core(config: EngineConfig, files: ModelFiles) -> EngineCore:
     memory = backend.plan_memory(config, model_config, model, dtype)
     executor = backend.executor(config, model_config, model, memory, dtype)
     name = config.served_model_name or files.name
-    metrics = EngineMetrics()
+    metrics = EngineMetrics(config.slo_ttft_s, config.slo_tpot_s)
+    pace = None if config.slo_tpot_s is None else StepPace(config.slo_tpot_s)
     costs = PreemptionCosts(config.preemption_mode, memory.bytes_per_block, backend.copy_bytes_per_s())
     mixed = config.max_num_mixed_tokens or backend.max_num_mixed_tokens
-    scheduler = _build_scheduler(config, model_config, memory, costs, mixed, metrics)
+    scheduler = _build_scheduler(config, model_config, memory, costs, mixed, pace, metrics)
     info = CoreInfo(
         backend=backend.name,
         model_name=name,
@@ -64,7 +67,8 @@ def build_core(config: EngineConfig, files: ModelFiles) -> EngineCore:
     logger.info("%s", info.describe())
     depth = config.max_steps_in_flight or backend.max_steps_in_flight
     guides = Guides(lambda: load_vocabulary(config, files, model_config), model_config.vocab_size)
-    return EngineCore(scheduler, executor, metrics, info, guides, max_steps_in_flight=depth)
+    rule = AdmissionRule(config.max_queue_len, config.slo_ttft_s)
+    return EngineCore(scheduler, executor, metrics, info, guides, rule, pace, max_steps_in_flight=depth)
 
 
 def _load_model(
@@ -89,6 +93,7 @@ def _build_scheduler(
     memory: MemoryPlan,
     costs: PreemptionCosts,
     max_num_mixed_tokens: int,
+    pace: StepPace | None,
     metrics: EngineMetrics,
 ) -> Scheduler:
     policy: Policy = FcfsPolicy()
@@ -101,8 +106,8 @@ def _build_scheduler(
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_num_mixed_tokens=max_num_mixed_tokens,
+        pace=pace,
         max_model_len=memory.max_model_len,
-        max_queue_len=config.max_queue_len,
         eos_token_ids=model.eos_token_ids,
         seed=config.seed,
         log_schedule=config.log_schedule,

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from cupy_engine.core import EngineCore
 from cupy_engine.live_view import live_view
-from cupy_engine.messages import AbortRequest, Command, GenerateRequest, Reply, StatsReply, StatsRequest
+from cupy_engine.messages import AbortRequest, Command, GenerateRequest, RefusalReport, Reply, StatsReply, StatsRequest
 
 logger = logging.getLogger("cupy_engine")
 
@@ -72,6 +72,10 @@ class CoreLoop:
             return self.core.add(command)
         if isinstance(command, AbortRequest):
             self.core.abort(command)
+            return None
+        if isinstance(command, RefusalReport):
+            for reason, count in command.num_by_reason.items():
+                self.core.metrics.on_rejected(reason, count)
             return None
         assert isinstance(command, StatsRequest)
         scheduler = self.core.scheduler

@@ -12,6 +12,9 @@ EngineError
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
+
+QueueReason = Literal["queue_full", "slo_ttft"]
 
 
 class EngineError(Exception):
@@ -45,11 +48,15 @@ class InvalidRequestError(EngineError, ValueError):
 
 
 class QueueFullError(EngineError):
-    """Too many requests wait; try again after ``retry_after_s`` seconds."""
+    """Too many requests wait (``reason`` "queue_full"), or this one would wait too long ("slo_ttft").
 
-    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+    It should be tried again after ``retry_after_s`` seconds.
+    """
+
+    def __init__(self, message: str, retry_after_s: float = 1.0, reason: QueueReason = "queue_full") -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.reason: QueueReason = reason
 
 
 class DeadlineExceededError(EngineError):

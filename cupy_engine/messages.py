@@ -1,7 +1,7 @@
 """What travels between a front end and the engine core: typed records that msgspec can put on a wire.
 
-front end ──  GenerateRequest, AbortRequest, StatsRequest  ──▶  core loop
-front end ◀──  SequenceOutput, StatsReply  ────────────────────  core loop
+front end ──  GenerateRequest, AbortRequest, StatsRequest, RefusalReport  ──▶  core loop
+front end ◀──  SequenceOutput, StatsReply  ───────────────────────────────────  core loop
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from cupy_engine.sampling_params import SamplingParams
 from cupy_engine.structured_outputs import Grammar
 
 FinishReason = Literal["stop", "length", "abort", "error"]
-ErrorKind = Literal["invalid", "queue_full", "deadline", "internal", "dead"]
+ErrorKind = Literal["invalid", "queue_full", "slo_ttft", "deadline", "internal", "dead"]
 
 
 class GenerateRequest(msgspec.Struct, kw_only=True, omit_defaults=True, tag="generate"):
@@ -52,7 +52,13 @@ class StatsRequest(msgspec.Struct, kw_only=True, omit_defaults=True, tag="stats"
     wants_live: bool = False
 
 
-Command = GenerateRequest | AbortRequest | StatsRequest
+class RefusalReport(msgspec.Struct, kw_only=True, tag="refusals"):
+    """Requests that a front end has turned away by itself, by reason, for the engine's metrics."""
+
+    num_by_reason: dict[str, int]
+
+
+Command = GenerateRequest | AbortRequest | StatsRequest | RefusalReport
 
 
 class TokenLogprobs(msgspec.Struct, array_like=True):
@@ -89,6 +95,7 @@ class SequenceOutput(msgspec.Struct, kw_only=True, omit_defaults=True, tag="outp
     error: str | None = None
     error_kind: ErrorKind | None = None
     error_param: str | None = None
+    retry_after_s: float | None = None
 
 
 class EngineStats(msgspec.Struct, kw_only=True):

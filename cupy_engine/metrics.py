@@ -6,6 +6,7 @@ the asker's work (``server/metrics_page.py``), so that it costs the engine's loo
 
 from __future__ import annotations
 
+import math
 import time
 from bisect import bisect_left
 from collections import Counter
@@ -41,9 +42,22 @@ class Histogram:
 
 
 class EngineMetrics(SchedulerListener):
-    """Counters and histograms of one engine since its start."""
+    """Counters and histograms of one engine since its start.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    Args:
+        slo_ttft_s, slo_tpot_s: targets of which it is counted how many requests meet them.
+    """
+
+    def __init__(
+        self,
+        slo_ttft_s: float | None = None,
+        slo_tpot_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._targets_s = {"ttft": slo_ttft_s, "tpot": slo_tpot_s}
+        self._met: Counter[str] = Counter()
+        self._missed: Counter[str] = Counter()
+        self.prefill_s = 0.0  # from the queue to the first token: a moving average
         self._clock = clock
         self._counters: Counter[str] = Counter()
         self._finished: Counter[str] = Counter()
@@ -56,6 +70,7 @@ class EngineMetrics(SchedulerListener):
     def on_admitted(self, request: Request) -> None:
         request.first_scheduled_time_s = now_s = self._clock()
         self._histograms["request_queue_time_seconds"].observe(now_s - request.arrival_time_s)
+        self._counters["admitted"] += 1
         self._counters["prompt_tokens"] += request.num_prompt_tokens
         self._counters["prompt_tokens_cached"] += request.num_cached_tokens
         self._counters["prefix_cache_queries"] += request.num_prompt_tokens
@@ -89,8 +104,11 @@ class EngineMetrics(SchedulerListener):
     def _on_first_token(self, request: Request, now_s: float) -> None:
         request.first_token_time_s = now_s
         self._histograms["time_to_first_token_seconds"].observe(now_s - request.arrival_time_s)
+        self._judge("ttft", now_s - request.arrival_time_s)
         if request.first_scheduled_time_s is not None:
-            self._histograms["request_prefill_time_seconds"].observe(now_s - request.first_scheduled_time_s)
+            prefill_s = now_s - request.first_scheduled_time_s
+            self._histograms["request_prefill_time_seconds"].observe(prefill_s)
+            self.prefill_s += _WEIGHT_OF_NEW * (prefill_s - self.prefill_s)
 
     def on_finished(self, sequence: Sequence) -> None:
         request = sequence.request
@@ -101,11 +119,19 @@ class EngineMetrics(SchedulerListener):
         self._histograms["e2e_request_latency_seconds"].observe(now_s - request.arrival_time_s)
         num_generated = sum(len(each.token_ids) - each.num_prompt_tokens for each in request.sequences)
         self._histograms["request_generation_tokens"].observe(num_generated)
-        if request.first_token_time_s is not None:
+        if request.first_token_time_s is None and request.sequences[0].finish_reason == "error":
+            self._judge("ttft", math.inf)
+        elif request.first_token_time_s is not None:
             decode_s = now_s - request.first_token_time_s
             self._histograms["request_decode_time_seconds"].observe(decode_s)
             if num_output > 1:
                 self._histograms["request_time_per_output_token_seconds"].observe(decode_s / (num_output - 1))
+                self._judge("tpot", decode_s / (num_output - 1))
+
+    def _judge(self, target: str, seconds: float) -> None:
+        limit_s = self._targets_s[target]
+        if limit_s is not None:
+            (self._met if seconds <= limit_s else self._missed)[target] += 1
 
     def on_step(self, num_tokens: int, duration_s: float, host_overhead_s: float) -> None:
         """A step computed ``num_tokens``; of ``duration_s`` it spent ``host_overhead_s`` outside the worker."""
@@ -114,13 +140,18 @@ class EngineMetrics(SchedulerListener):
         self._histograms["step_duration_seconds"].observe(duration_s)
         self._histograms["host_overhead_seconds"].observe(host_overhead_s)
 
-    def on_rejected(self, reason: str) -> None:
-        self._rejections[reason] += 1
+    def on_rejected(self, reason: str, count: int = 1) -> None:
+        self._rejections[reason] += count
 
     def on_deadline_exceeded(self) -> None:
         self._counters["deadline_exceeded"] += 1
 
     # What is read
+
+    @property
+    def num_admitted(self) -> int:
+        """Requests that have left the queue."""
+        return self._counters["admitted"]
 
     def stats(self, scheduler: Scheduler) -> EngineStats:
         manager = scheduler.block_manager
@@ -163,7 +194,9 @@ class EngineMetrics(SchedulerListener):
         known = (
             ("num_preemptions", "Preemptions.", "by", self._preemptions, ("recompute", "swap")),
             ("request_success", "Ended requests.", "finished_reason", self._finished, _FINISH_REASONS),
-            ("admission_rejections", "Refused requests.", "reason", self._rejections, ("queue_full", "invalid")),
+            ("admission_rejections", "Refused requests.", "reason", self._rejections, _REJECTIONS),
+            ("slo_met", "Requests that met a target.", "target", self._met, _TARGETS),
+            ("slo_missed", "Requests that did not.", "target", self._missed, _TARGETS),
         )
         return [
             Metric("counter", name, text, dict.fromkeys(values, 0.0) | counts, label)
@@ -171,6 +204,9 @@ class EngineMetrics(SchedulerListener):
         ]
 
 
+_WEIGHT_OF_NEW = 0.1
+_REJECTIONS = ("queue_full", "slo_ttft", "key_limit", "invalid")
+_TARGETS = ("ttft", "tpot")
 _FINISH_REASONS = ("stop", "length", "abort", "error")
 
 _COUNTERS = {

@@ -18,7 +18,6 @@ from collections.abc import Sequence as Many
 
 from cupy_engine.admission import Admission
 from cupy_engine.block_manager import BlockManager
-from cupy_engine.errors import QueueFullError
 from cupy_engine.guides import GuideError
 from cupy_engine.live_requests import LiveRequests
 from cupy_engine.messages import ErrorKind, GenerateRequest, SequenceOutput
@@ -30,6 +29,7 @@ from cupy_engine.request_queue import Policy, WaitingQueue
 from cupy_engine.scheduler_listener import PreemptionKind, SchedulerListener
 from cupy_engine.seats import Seats
 from cupy_engine.sequence_outputs import error_output, take_token
+from cupy_engine.step_pace import StepPace
 
 logger = logging.getLogger("cupy_engine.schedule")
 
@@ -40,7 +40,8 @@ class Scheduler:
     Args:
         max_num_seqs: seats (slots) in the worker, and so sequences per step.
         max_num_batched_tokens: token budget of a step.
-        max_num_mixed_tokens: the same of a step in which sequences decode; default: no smaller.
+        max_num_mixed_tokens: most prompt tokens of a step in which sequences decode; default: no limit of their own.
+        pace: says how large a step with decodes may be to come in time; default: as large as the limits above.
         max_model_len: most tokens of prompt and output together; the block pool must hold that many.
     """
 
@@ -54,7 +55,7 @@ class Scheduler:
         max_num_batched_tokens: int,
         max_model_len: int,
         max_num_mixed_tokens: int | None = None,
-        max_queue_len: int = 1024,
+        pace: StepPace | None = None,
         eos_token_ids: tuple[int, ...] = (),
         seed: int | None = None,
         log_schedule: bool = False,
@@ -65,8 +66,8 @@ class Scheduler:
         self.costs = costs
         self._policy = policy
         self._max_num_batched_tokens = max_num_batched_tokens
-        self._max_num_mixed_tokens = min(max_num_mixed_tokens or max_num_batched_tokens, max_num_batched_tokens)
-        self._max_queue_len = max_queue_len
+        self._max_num_mixed_tokens = max_num_mixed_tokens or max_num_batched_tokens
+        self._pace = pace
         self._log_schedule = log_schedule
         self._listener = listener or SchedulerListener()
         self._requests = LiveRequests(max_num_seqs, max_model_len, eos_token_ids, seed)
@@ -105,11 +106,8 @@ class Scheduler:
 
         Raises:
             InvalidRequestError: it can never be served.
-            QueueFullError: too many wait.
         """
         self._requests.check(message)
-        if len(self._waiting) >= self._max_queue_len:
-            raise QueueFullError(f"{self._max_queue_len} requests wait already (max_queue_len); try again later")
         sequence = self._requests.add(message).sequences[0]
         self._waiting.push(sequence)
         return sequence
@@ -160,8 +158,11 @@ class Scheduler:
 
     def _budget(self) -> int:
         """Less where sequences decode, which a large step would hold up."""
-        is_mixed = any(sequence.num_uncomputed_tokens() == 1 for sequence in self._running)
-        return self._max_num_mixed_tokens if is_mixed else self._max_num_batched_tokens
+        num_decodes = sum(sequence.num_uncomputed_tokens() == 1 for sequence in self._running)
+        limit = num_decodes + self._max_num_mixed_tokens if num_decodes else self._max_num_batched_tokens
+        if num_decodes and self._pace is not None and (timely := self._pace.max_tokens()) is not None:
+            limit = min(limit, max(num_decodes, timely))
+        return min(limit, self._max_num_batched_tokens)
 
     def _displace_for_waiting(self, builder: PlanBuilder) -> None:
         """Let an urgent request push later ones out before they are planned, if that lets it in."""

@@ -77,7 +77,7 @@ def to_api_error(error: Exception) -> ApiError:
         case InvalidRequestError():
             return ApiError(400, str(error), param=error.param, code="invalid_value")
         case QueueFullError():
-            return ApiError(429, str(error), code="queue_full", retry_after_s=error.retry_after_s)
+            return ApiError(429, str(error), code=error.reason, retry_after_s=error.retry_after_s)
         case DeadlineExceededError():
             return ApiError(504, str(error), code="deadline_exceeded")
         case EngineDeadError():

@@ -12,12 +12,24 @@ import os
 import queue
 import random
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from cupy_engine.errors import EngineDeadError
-from cupy_engine.messages import AbortRequest, Command, GenerateRequest, Reply, SequenceOutput, StatsReply, StatsRequest
+from cupy_engine.errors import EngineDeadError, QueueFullError
+from cupy_engine.messages import (
+    AbortRequest,
+    Command,
+    GenerateRequest,
+    RefusalReport,
+    Reply,
+    SequenceOutput,
+    StatsReply,
+    StatsRequest,
+)
+from cupy_engine.overload import AdmissionRule, EngineLoad
 
 from . import wire
 from .engine_connection import EngineConnection
@@ -46,12 +58,14 @@ class EngineClient:
     Args:
         folder: where the engine's sockets are.
         stall_timeout_s: the engine counts as stalled when its loop has not come round for this long.
+        rule: whom the engine's queue takes; what it would refuse is refused here, without waiting for its next step.
 
     ``on_ready``: callables that get the engine's status, on the I/O thread, each time an engine becomes ready.
     """
 
-    def __init__(self, folder: Path, *, stall_timeout_s: float = 60.0) -> None:
+    def __init__(self, folder: Path, *, stall_timeout_s: float = 60.0, rule: AdmissionRule | None = None) -> None:
         self._folder = folder
+        self._rule = rule
         self._stall_timeout_s = stall_timeout_s
         self.on_ready: list[Callable[[EngineStatus], None]] = []
         self._lock = threading.Lock()
@@ -67,6 +81,8 @@ class EngineClient:
             self._mailboxes: dict[str, Mailbox] = {}
             self._stats_boxes: dict[int, queue.SimpleQueue[StatsReply]] = {}
             self._was_ready = False
+            self._num_new = 0  # requests submitted since the engine's latest status
+            self._refusals: Counter[str] = Counter()  # not yet reported
             self._connection = EngineConnection(self._folder, self._client_id, self)
             self._connection.start()
             self._pid = os.getpid()
@@ -110,14 +126,38 @@ class EngineClient:
 
         Raises:
             EngineDeadError: the engine does not take requests now.
+            QueueFullError: it has too many already.
         """
         self.require_ready()
+        self._check_load(len(requests))
         mailbox = Mailbox()
         self._mailboxes.update((request.request_id, mailbox) for request in requests)
         self.send(requests)
         if self.state == "dead":  # it died between the check and here, perhaps after failing all mailboxes
             mailbox.put(EngineDeadError(_SENTENCES["dead"]))
         return mailbox
+
+    @property
+    def load(self) -> EngineLoad:
+        """How busy the engine is, as far as this worker can tell: its latest word, and what should have come since."""
+        link = self._connection
+        if link.status is None:
+            return EngineLoad()
+        return link.status.load.later(time.monotonic() - link.heard_s, self._num_new)
+
+    def refused(self, reason: str) -> None:
+        """Count a request that was turned away on this side."""
+        with self._lock:
+            self._refusals[reason] += 1
+
+    def _check_load(self, num_requests: int) -> None:
+        if self._rule is not None:
+            try:
+                self._rule.check(self.load, num_requests)
+            except QueueFullError as error:
+                self.refused(error.reason)
+                raise
+        self._num_new += num_requests
 
     def send(self, commands: Sequence[Command]) -> None:
         self._connection.send(commands)
@@ -170,6 +210,11 @@ class EngineClient:
             mailbox.put(outputs)
 
     def on_status(self, status: EngineStatus) -> None:
+        self._num_new = 0
+        if self._refusals:
+            with self._lock:
+                refusals, self._refusals = self._refusals, Counter()
+            self.send([RefusalReport(num_by_reason=dict(refusals))])
         is_ready = status.state == "ready"
         if is_ready and not self._was_ready:
             for call in self.on_ready:

@@ -22,7 +22,7 @@ from .wire import EngineStatus
 
 logger = logging.getLogger(__name__)
 
-PING_INTERVAL_S = 0.25
+PING_INTERVAL_S = 0.1
 SILENCE_LIMIT_S = 10.0
 EAGER_PING_INTERVAL_S = 0.05  # until it is ready
 
@@ -38,8 +38,9 @@ class Listener(Protocol):
 class EngineConnection(threading.Thread):
     """Carries commands and replies, and asks the engine how it is every ``PING_INTERVAL_S``.
 
-    ``status``: its latest answer. ``is_lost``: its end of the socket has closed, which the kernel does when a process
-    ends, however it ends. ``is_silent``: no answer for ``SILENCE_LIMIT_S``: it is stopped, or the machine is.
+    ``status``: its latest answer, which came at ``heard_s`` (monotonic). ``is_lost``: its end of the socket has closed,
+    which the kernel does when a process ends, however it ends. ``is_silent``: no answer for ``SILENCE_LIMIT_S``: it is
+    stopped, or the machine is.
     """
 
     def __init__(self, folder: Path, client_id: int, listener: Listener) -> None:
@@ -50,14 +51,14 @@ class EngineConnection(threading.Thread):
         self._outbox: collections.deque[bytes] = collections.deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._is_closing = False
-        self._heard_s = 0.0
+        self.heard_s = 0.0
         self._news = threading.Condition()
         self.status: EngineStatus | None = None
         self.is_lost = False
 
     @property
     def is_silent(self) -> bool:
-        return self.status is not None and time.monotonic() - self._heard_s > SILENCE_LIMIT_S
+        return self.status is not None and time.monotonic() - self.heard_s > SILENCE_LIMIT_S
 
     def await_news(self, timeout_s: float) -> None:
         """Wait for the engine's next answer."""
@@ -140,7 +141,7 @@ class EngineConnection(threading.Thread):
         with contextlib.suppress(zmq.Again):
             while True:
                 self.status = wire.status_decoder.decode(self._pulse.recv(zmq.DONTWAIT))
-                self._heard_s = time.monotonic()
+                self.heard_s = time.monotonic()
         if self.status is not None:
             self._listener.on_status(self.status)
             with self._news:

@@ -109,6 +109,7 @@ class EngineServer:
             num_kv_blocks=self._core.info.num_kv_blocks,
             max_model_len=self._core.info.max_model_len,
             gpu_ids=self._core.info.gpu_ids,
+            load=self._core.load(),
         )
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from flask import Flask
 from cupy_engine.config import EngineConfig
 from cupy_engine.errors import EngineError
 from cupy_engine.frontend import FrontEnd
+from cupy_engine.overload import AdmissionRule
 
 from .app import create_app
 from .client_watcher import ClientWatcher
@@ -49,7 +50,8 @@ def assemble(front_end: FrontEnd, engine_config: EngineConfig, config: ServerCon
     def adopt_limits(status: EngineStatus) -> None:
         front_end.max_model_len = status.max_model_len
 
-    client = EngineClient(engine.folder, stall_timeout_s=config.stall_timeout_s)
+    rule = AdmissionRule(engine_config.max_queue_len, engine_config.slo_ttft_s)
+    client = EngineClient(engine.folder, stall_timeout_s=config.stall_timeout_s, rule=rule)
     client.on_ready.append(adopt_limits)
     app = create_app(Service(front_end, client, ClientWatcher(), engine_config, config))
     app.extensions["engine_client"] = client

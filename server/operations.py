@@ -56,6 +56,7 @@ class Operations:
                 "num_requests_running": stats.num_running,
                 "num_requests_waiting": stats.num_waiting,
                 "num_requests_swapped": stats.num_swapped,
+                "expected_wait_s": round(self._service.client.load.wait_s, 3),
                 "num_kv_blocks": stats.num_kv_blocks,
                 "num_free_kv_blocks": stats.num_free_kv_blocks,
             }

@@ -18,6 +18,7 @@ from typing import Literal
 import msgspec
 
 from cupy_engine.messages import Command, Reply, SequenceOutput
+from cupy_engine.overload import EngineLoad
 
 ENGINE_SOCKET = "engine.sock"
 STATUS_SOCKET = "status.sock"
@@ -44,6 +45,7 @@ class EngineStatus(msgspec.Struct, kw_only=True, tag="status"):
     num_kv_blocks: int = 0
     max_model_len: int = 0
     gpu_ids: tuple[str, ...] = ()
+    load: EngineLoad = EngineLoad()
 
 
 encode = msgspec.msgpack.encode

@@ -54,6 +54,18 @@ def request(name: str, num_prompt: int, **params: object) -> GenerateRequest:
     return GenerateRequest(request_id=name, prompt_token_ids=list(range(3, 3 + num_prompt)), params=wanted)
 
 
+def test_how_many_requests_meet_the_targets() -> None:
+    model = str(GOLDEN / "tiny" / "llama")
+    for limit_s, met, missed in ((60.0, 1, 0), (1e-9, 0, 1)):
+        config = EngineConfig(model=model, num_kv_blocks=32, slo_ttft_s=limit_s, slo_tpot_s=limit_s, device="cpu")
+        core = EngineCore.from_config(config, resolve_model(model))
+        core.add(request("a", 3))
+        run(core)
+        found = metrics(core)
+        assert found["slo_met"].values == {"ttft": met, "tpot": met}
+        assert found["slo_missed"].values == {"ttft": missed, "tpot": missed}
+
+
 def run(core: EngineCore) -> None:
     while core.has_work:
         core.step()
@@ -106,7 +118,7 @@ def test_refusals_aborts_and_deadlines(core: EngineCore) -> None:
     core.add(late)
     run(core)
     found = metrics(core)
-    assert found["admission_rejections"].values == {"queue_full": 1, "invalid": 1}
+    assert found["admission_rejections"].values == {"queue_full": 1, "invalid": 1, "slo_ttft": 0, "key_limit": 0}
     assert found["deadline_exceeded"].values == {"": 1}
     assert found["request_success"].values == {"stop": 0, "length": 1, "abort": 1, "error": 1}
 

@@ -15,6 +15,7 @@ from cupy_engine.request_queue import FcfsPolicy, Policy
 from cupy_engine.sampling_params import SamplingParams
 from cupy_engine.scheduler import Scheduler
 from cupy_engine.scheduler_listener import SchedulerListener
+from cupy_engine.step_pace import StepPace
 
 
 @dataclass
@@ -68,7 +69,7 @@ class Harness:
         budget: int = 16,
         mixed_budget: int | None = None,
         max_model_len: int | None = None,
-        max_queue_len: int = 1024,
+        pace: StepPace | None = None,
         policy: Policy | None = None,
         steps_in_flight: int = 1,
         enable_prefix_caching: bool = True,
@@ -87,7 +88,7 @@ class Harness:
             max_num_batched_tokens=budget,
             max_num_mixed_tokens=mixed_budget,
             max_model_len=self.max_model_len,
-            max_queue_len=max_queue_len,
+            pace=pace,
             eos_token_ids=eos,
             seed=0,
             log_schedule=log_schedule,

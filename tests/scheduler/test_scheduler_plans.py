@@ -4,9 +4,10 @@ import pytest
 from fake_worker import EOS
 from scheduler_harness import Harness, endless, spans
 
-from cupy_engine.errors import InvalidRequestError, QueueFullError
+from cupy_engine.errors import InvalidRequestError
 from cupy_engine.plan import BlockTableWrite, ScheduledSequence
 from cupy_engine.sampling_params import SamplingParams
+from cupy_engine.step_pace import StepPace
 
 
 def test_the_life_of_a_request():
@@ -76,13 +77,54 @@ def test_steps_that_hold_up_decodes_are_smaller():
     assert spans(harness.step()) == [(0, 0, 8)]
     harness.step()
     harness.add("b", list(range(20, 28)), **endless())
+    harness.add("c", list(range(40, 48)), **endless())
     assert [spans(harness.step()) for _ in range(3)] == [
-        [(0, 9, 10), (1, 0, 2)],
-        [(0, 10, 11), (1, 2, 4)],
-        [(0, 11, 12), (1, 4, 6)],
+        [(0, 9, 10), (1, 0, 3)],
+        [(0, 10, 11), (1, 3, 6)],
+        [(0, 11, 12), (1, 6, 8), (2, 0, 1)],
     ]
     harness.abort("a")
-    assert spans(harness.step()) == [(1, 6, 8)]
+    harness.abort("b")
+    assert spans(harness.step()) == [(2, 1, 8)]
+
+
+def test_decodes_take_nothing_from_the_prompts_of_a_mixed_step():
+    harness = Harness(budget=64, mixed_budget=2)
+    for name in "abc":
+        harness.add(name, [1, 2], **endless())
+    harness.step()
+    harness.add("d", [3, 4, 5], **endless())
+    assert spans(harness.step()) == [(0, 2, 3), (1, 2, 3), (2, 2, 3), (3, 0, 2)]
+
+
+class FixedPace(StepPace):
+    """As if steps of more tokens came too late."""
+
+    def __init__(self, num_tokens: int) -> None:
+        super().__init__(1.0)
+        self._num_tokens = num_tokens
+
+    def max_tokens(self) -> int:
+        return self._num_tokens
+
+
+def test_requests_wait_while_one_more_would_make_streams_wait_too_long():
+    harness = Harness(budget=64, pace=FixedPace(3))
+    harness.add("a", [1, 2], **endless(max_tokens=3))
+    harness.step()
+    harness.add("b", [3, 4], **endless(max_tokens=2))
+    harness.add("c", [5, 6], **endless())
+    assert spans(harness.step()) == [(0, 2, 3), (1, 0, 2)]
+    assert spans(harness.step()) == [(0, 3, 4), (1, 2, 3), (2, 0, 1)], "what is left is the beginning of c"
+
+
+def test_streams_that_run_go_on_however_slow_steps_become():
+    harness = Harness(budget=64, pace=FixedPace(0))
+    for name in "ab":
+        harness.add(name, [1, 2], **endless())
+    harness.step()
+    harness.add("c", [5, 6], **endless())
+    assert spans(harness.step()) == [(0, 2, 3), (1, 2, 3)]
 
 
 def test_waiting_requests_share_what_is_left_of_the_budget():
@@ -171,18 +213,6 @@ def test_a_request_that_can_never_run_is_refused_by_the_field_to_blame(param, me
     assert refusal.value.param == param
     harness.run()
     harness.check_empty()
-
-
-def test_a_full_queue_refuses():
-    harness = Harness(max_queue_len=2)
-    for name in "ab":
-        harness.add(name, [1])
-    with pytest.raises(QueueFullError, match="max_queue_len"):
-        harness.add("c", [1])
-    harness.step()
-    harness.add("c", [1])
-    harness.run()
-    harness.check_outputs()
 
 
 def test_the_log_tells_what_happened_and_why(caplog):

@@ -18,6 +18,7 @@ from cupy_engine.messages import (
     StatsReply,
     TokenLogprobs,
 )
+from cupy_engine.overload import EngineLoad
 
 Script = Callable[[GenerateRequest], list[SequenceOutput]]
 
@@ -62,6 +63,7 @@ class FakeEngineClient(EngineClient):
         self.aborted.extend(request_ids)
 
     status = None
+    load = EngineLoad(num_waiting=3, admitted_per_s=2.0)
 
     def stats(self, timeout_s: float = 1.0, *, wants_live: bool = False) -> StatsReply:
         self.require_ready()

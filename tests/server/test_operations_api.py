@@ -78,7 +78,7 @@ def test_version_metrics_load(api: Api) -> None:
     assert b'cupy_engine:fake{engine="0",model_name="smollm2-135m"} 1.0' in page.data
     assert page.content_type.startswith("text/plain; version=0.0.4")
     load = api.http.get("/load").get_json()
-    assert (load["server_load"], load["num_requests_running"]) == (5, 2)
+    assert (load["server_load"], load["num_requests_running"], load["expected_wait_s"]) == (5, 2, 2.0)
 
 
 def test_models(api: Api) -> None:

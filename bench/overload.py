@@ -1,0 +1,128 @@
+"""Twice as many requests as the server can take: what becomes of those it accepts, and how fast it refuses the rest.
+
+python -m cupy_engine.bench.overload --seconds 60
+
+First the capacity is measured with a closed loop, then latencies at half of it, then, with targets made of those, a
+minute at twice the capacity: arrivals at random, streamed answers, no retries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .http_load import Exchange, closed_loop, open_loop, post, quantile
+from .server_process import ServerProcess
+from .twin import common_words, random_texts, serve_twin
+
+PROMPT_LEN = 64
+NUM_CLIENTS = 64
+SLACK = 1.25  # of the uncongested p99 becomes the target
+
+
+@dataclass(frozen=True, slots=True)
+class Latencies:
+    """Of the accepted requests of a run, in milliseconds, and of its refusals."""
+
+    num_accepted: int
+    num_refused: int
+    ttft_p50_ms: float
+    ttft_p99_ms: float
+    tpot_p50_ms: float
+    tpot_p99_ms: float
+    total_p50_ms: float
+    total_p99_ms: float
+    refusal_p50_ms: float
+    refusal_p99_ms: float
+    other: dict[int, int]
+
+    @classmethod
+    def of(cls, done: list[Exchange]) -> Latencies:
+        accepted = [each for each in done if each.status == 200]
+        refused_s = [each.total_s for each in done if each.status == 429]
+        tpots_s = [(each.last_s - each.first_s) / each.num_events for each in accepted]
+        return cls(
+            num_accepted=len(accepted),
+            num_refused=len(refused_s),
+            ttft_p50_ms=_ms([each.ttft_s for each in accepted], 0.5),
+            ttft_p99_ms=_ms([each.ttft_s for each in accepted], 0.99),
+            tpot_p50_ms=_ms(tpots_s, 0.5),
+            tpot_p99_ms=_ms(tpots_s, 0.99),
+            total_p50_ms=_ms([each.total_s for each in accepted], 0.5),
+            total_p99_ms=_ms([each.total_s for each in accepted], 0.99),
+            refusal_p50_ms=_ms(refused_s, 0.5),
+            refusal_p99_ms=_ms(refused_s, 0.99),
+            other=dict(Counter(each.status for each in done if each.status not in (200, 429))),
+        )
+
+
+def _ms(seconds: list[float], share: float) -> float:
+    return round(quantile(seconds, share) * 1e3, 1)
+
+
+class OverloadBench:
+    """Requests of one kind against servers with different options."""
+
+    def __init__(self, options: list[str], words: list[str], output_len: int) -> None:
+        self._options = options
+        self._texts = random_texts(words, PROMPT_LEN)
+        self._output_len = output_len
+
+    def uncongested(self, seconds: float) -> tuple[float, Latencies]:
+        """Requests per second that the server can take, and latencies at half of that."""
+        with serve_twin(*self._options) as server:
+            per_s = self._capacity(server, seconds)
+            return per_s, Latencies.of(open_loop(server.address, self._requests(), per_s / 2, seconds))
+
+    def overloaded(self, per_s: float, seconds: float, targets: list[str]) -> tuple[Latencies, dict[str, float]]:
+        """Latencies at this rate, and what the engine says about its targets."""
+        with serve_twin(*self._options, *targets) as server:
+            self._capacity(server, min(5.0, seconds / 4))  # so that it knows itself
+            done = open_loop(server.address, self._requests(), per_s, seconds)
+            names = ("slo_met_total", "slo_missed_total", "admission_rejections_total")
+            return Latencies.of(done), {name: server.metric(name) for name in names}
+
+    def _capacity(self, server: ServerProcess, seconds: float) -> float:
+        return len(closed_loop(server.address, self._requests(), NUM_CLIENTS, seconds)) / seconds
+
+    def _requests(self) -> Iterator[bytes]:
+        body: dict[str, Any] = {"stream": True, "max_tokens": self._output_len, "ignore_eos": True}
+        for text in self._texts:
+            yield post("/v1/completions", {"prompt": text, **body})
+
+
+def slo_options(calm: Latencies) -> list[str]:
+    """Targets a little above what an uncongested server does."""
+    ttft_s, tpot_s = calm.ttft_p99_ms * SLACK / 1e3, calm.tpot_p99_ms * SLACK / 1e3
+    return ["--slo-ttft-s", f"{ttft_s:.4f}", "--slo-tpot-s", f"{tpot_s:.4f}"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60.0, help="of overload (default: 60)")
+    parser.add_argument("--factor", type=float, default=2.0, help="offered load over capacity (default: 2)")
+    parser.add_argument("--output-len", type=int, default=64, help="tokens of an answer (default: 64)")
+    parser.add_argument("--max-num-seqs", type=int, default=16, help="sequences in a step (default: 16)")
+    arguments = parser.parse_args()
+    options = ["--workers", "1", "--max-num-seqs", str(arguments.max_num_seqs)]
+    bench = OverloadBench(options, common_words(), arguments.output_len)
+    per_s, calm = bench.uncongested(min(20.0, arguments.seconds))
+    _show("capacity", {"requests_per_s": round(per_s, 1)})
+    _show("uncongested", asdict(calm))
+    targets = slo_options(calm)
+    latencies, metrics = bench.overloaded(per_s * arguments.factor, arguments.seconds, targets)
+    _show("overloaded", asdict(latencies) | {"targets": targets} | metrics)
+    return 0
+
+
+def _show(name: str, figures: dict[str, Any]) -> None:
+    print(json.dumps({"run": name} | figures), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""How busy an engine is, and who is turned away: asked by the worker that a request reaches, then by the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from cupy_engine.errors import QueueFullError
+
+HALF_LIFE_S = 5.0  # of what is remembered about the queue
+MAX_RETRY_AFTER_S = 60.0
+
+
+class EngineLoad(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """How busy an engine is.
+
+    ``admitted_per_s``: requests that left the queue per second, lately, while there was one; ``None`` until known.
+    ``prefill_s``: time from there to the first token, lately.
+    """
+
+    num_running: int = 0
+    num_waiting: int = 0
+    admitted_per_s: float | None = None
+    prefill_s: float = 0.0
+
+    @property
+    def wait_s(self) -> float:
+        """How long a request that came now would wait in the queue, as far as is known."""
+        if not self.num_waiting or not self.admitted_per_s:
+            return 0.0
+        return (self.num_waiting + 1) / self.admitted_per_s
+
+    def later(self, seconds: float, num_new: int) -> EngineLoad:
+        """What the load should be after some time in which ``num_new`` requests came; they queue if others did."""
+        if not self.num_waiting:
+            return self
+        num_left = int((self.admitted_per_s or 0.0) * seconds)
+        return msgspec.structs.replace(self, num_waiting=max(0, self.num_waiting + num_new - num_left))
+
+
+class LoadMeter:
+    """Measures how fast the queue drains: two sums that forget at the same rate, of requests and of seconds."""
+
+    def __init__(self) -> None:
+        self._num_admitted = 0.0
+        self._seconds = 0.0
+        self._last: tuple[float, int] | None = None  # time and count at the last look; None if nobody waited then
+
+    def observe(self, now_s: float, num_waiting: int, num_admitted: int) -> None:
+        """To be called in every step. ``num_admitted`` counts from the start of the engine."""
+        if self._last is not None:
+            elapsed_s, weight = now_s - self._last[0], 0.5 ** ((now_s - self._last[0]) / HALF_LIFE_S)
+            self._seconds = self._seconds * weight + elapsed_s
+            self._num_admitted = self._num_admitted * weight + num_admitted - self._last[1]
+        self._last = (now_s, num_admitted) if num_waiting else None
+
+    @property
+    def admitted_per_s(self) -> float | None:
+        """An optimist's rate: as if the next one were just leaving."""
+        return (self._num_admitted + 1) / self._seconds if self._seconds > 0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionRule:
+    """Whom a queue takes.
+
+    Args:
+        max_queue_len: most requests that may wait.
+        slo_ttft_s: turn away whoever would wait longer than this for a first token.
+    """
+
+    max_queue_len: int
+    slo_ttft_s: float | None = None
+
+    def check(self, load: EngineLoad, num_new: int = 1) -> None:
+        """Raises QueueFullError if ``num_new`` more requests must not come in."""
+        if load.num_waiting + num_new > self.max_queue_len:
+            message = f"{load.num_waiting} requests wait already, of at most {self.max_queue_len} (max_queue_len)"
+            raise QueueFullError(f"{message}; try again later", _retry_after_s(load.wait_s))
+        if self.slo_ttft_s is not None and load.num_waiting:
+            ttft_s = load.wait_s + load.prefill_s
+            if ttft_s > self.slo_ttft_s:
+                message = f"the first token would come in {ttft_s:.1f} s, later than slo_ttft_s = {self.slo_ttft_s:g}"
+                raise QueueFullError(
+                    f"{message}; try again later", _retry_after_s(ttft_s - self.slo_ttft_s), "slo_ttft"
+                )
+
+
+def _retry_after_s(wait_s: float) -> float:
+    return min(MAX_RETRY_AFTER_S, max(1.0, wait_s))
