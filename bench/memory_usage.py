@@ -1,8 +1,9 @@
 """Where the memory goes, and how much of the KV cache is put to use.
 
 The engine is started and its pool filled with requests of varied length, until sequences must make room for each other.
-Workspace is what the process holds beyond weights and KV cache: buffers, kernels, graphs, but not the CUDA context; on
-the CPU, at the peak, and not what Python and its libraries held before.
+On a GPU, workspace and graphs are as the engine has planned them, and "GPU, all" is what the card says is taken at the
+end, by everybody. On the CPU, workspace is what the process held at its peak beyond weights, KV cache and what Python
+and its libraries held before.
 """
 
 from __future__ import annotations
@@ -89,13 +90,11 @@ def _gpu_bytes() -> int | None:
 def _sizes(engine: Engine, before: _MemoryUse, loaded: _MemoryUse, after: _MemoryUse) -> Figures:
     info = engine.info
     figures: Figures = {"weight_bytes": info.weight_bytes, "kv_cache_bytes": info.kv_cache_bytes}
-    ours = info.weight_bytes + info.kv_cache_bytes
-    if engine.info.gpu_ids:
-        assert before.gpu is not None
-        assert after.gpu is not None
-        figures |= {"workspace_bytes": after.gpu - before.gpu - ours, "gpu_bytes": after.gpu}
+    if after.gpu is not None and info.gpu_ids:
+        figures |= {"workspace_bytes": info.workspace_bytes, "graph_bytes": info.graph_bytes}
+        figures |= {"gpu_bytes": after.gpu, "limit_bytes": info.limit_bytes}
     else:
-        figures["workspace_bytes"] = after.host_peak - before.host - ours
+        figures["workspace_bytes"] = after.host_peak - before.host - info.weight_bytes - info.kv_cache_bytes
     return figures | {"host_bytes": loaded.host, "host_peak_bytes": after.host_peak}
 
 

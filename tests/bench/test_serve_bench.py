@@ -53,14 +53,14 @@ def test_an_answer_that_is_no_stream() -> None:
 
 
 def test_times_are_those_that_happened() -> None:
-    with fake_server(num_tokens=6, ttft_s=0.06, itl_s=0.02) as target:
+    with fake_server(num_tokens=6, ttft_s=0.3, itl_s=0.1) as target:
         answers, cpu_share = run_load(target, LOAD, num_processes=2)
     figures = summarize(answers, [50])
     assert figures["num_failed"] == 0
-    assert len(answers) % 3 == 0  # three clients, in step
+    assert len(answers) == 3  # an answer takes longer than the load lasts, so that each client asks once
     assert figures["output_tokens_per_s"] == pytest.approx(6 * figures["requests_per_s"])
-    assert 0.06 <= figures["ttft_s_p50"] < 0.1
-    assert figures["itl_s_p50"] == pytest.approx(0.02, abs=0.01)
+    assert figures["ttft_s_p50"] == pytest.approx(0.35, abs=0.05)  # late by what a busy machine takes
+    assert figures["itl_s_p50"] == pytest.approx(0.1, abs=0.03)
     assert 0 < cpu_share < 1
 
 
@@ -68,7 +68,7 @@ def test_arrivals_by_chance_do_not_wait_for_answers() -> None:
     load = Load(num_clients=0, duration_s=0.5, prompt_words=5, output_len=2, request_rate=40)
     with fake_server(num_tokens=2, ttft_s=1.0, itl_s=0.0) as target:
         answers, _ = run_load(target, load, num_processes=1)
-    assert 8 < len(answers) < 40  # 20 of them, with a standard deviation of 4.5; one client would send one
+    assert len(answers) == pytest.approx(20, abs=12)  # the same ones every time; one client would send one
     assert all(answer.error is None for answer in answers)
 
 
