@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
+import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from cupy_engine import Engine
@@ -69,22 +72,32 @@ def _add_baseline_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, measure: Measure, measure_baseline: MeasureBaseline) -> int:
     """Measure every workload, the baseline first, and report; the exit status."""
     workloads = _chosen_workloads(arguments)
-    rows = []
+    rows, import_s = [], process_age_s()
     with engine_options(arguments) as options:
         if arguments.baseline:
             rows = [measure_baseline(arguments, options, workload) for workload in workloads]
+        start_s = time.monotonic()
         with Engine(**options) as engine:
+            construct_s = time.monotonic() - start_s
             name = f"cupy-engine, {engine.info.backend}"
             rows = [Row(name, measure(engine, workload)) for workload in workloads] + rows
             about = _describe(engine)
     if len(workloads) > 1:
         labels = [workload.name for workload in workloads] * (1 + bool(arguments.baseline))
         rows = [Row(f"{label}: {row.name}", row.figures) for label, row in zip(labels, rows, strict=True)]
+    about |= {"import_s": import_s, "construct_s": construct_s}
     about |= {"workloads": list(map(asdict, workloads)), "repeat": arguments.repeat}
     what = "; ".join(workload.describe() for workload in workloads)
     runs = "1 run" if arguments.repeat == 1 else f"{arguments.repeat} runs"
-    emit(Report(f"{about['model']}: {what}, {runs}", about, rows), arguments)
+    title = f"{about['model']}: {what}, {runs}; import {import_s:.1f} s, construction {construct_s:.1f} s"
+    emit(Report(title, about, rows), arguments)
     return 0
+
+
+def process_age_s() -> float:
+    """Seconds since this process began, to a hundredth: what interpreter and imports have taken when work begins."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _chosen_workloads(arguments: argparse.Namespace) -> list[Workload]:
@@ -100,5 +113,4 @@ def _describe(engine: Engine) -> dict[str, Any]:
         "model": engine.info.model_name,
         "backend": engine.info.backend,
         "load_format": engine.config.load_format,
-        "load_time_s": engine.info.load_time_s,
     }
