@@ -63,7 +63,7 @@ class Admission:
 
     def _cached_prefix(self, sequence: Sequence) -> list[int]:
         """Cached blocks to start from; at least one token is left to compute, for its logits."""
-        if sequence.request.wants_prompt_logprobs:
+        if sequence.request.needs_every_token:
             return []
         block_size = self._manager.block_size
         hashes = sequence.update_block_hashes(block_size)

@@ -39,6 +39,7 @@ class RequestCollector:
         self._metrics = RequestMetrics(request.arrival_time_s)
         self._prompt_logprobs: list[TokenLogprob | None] | None = None
         self._num_cached_tokens = 0
+        self._embedding: bytes | None = None
         self._aborts: list[AbortRequest] = []
         self._completions = [self._new_completion(i) for i in range(request.params.num_sequences)]
 
@@ -96,6 +97,7 @@ class RequestCollector:
             self._prompt_logprobs = [
                 None if found is None else self._decode_logprobs(found) for found in output.prompt_logprobs
             ]
+        self._embedding = output.embedding
         self._num_cached_tokens = max(self._num_cached_tokens, output.num_cached_tokens)
         self._metrics.finish_time_s = now_s
 
@@ -157,6 +159,7 @@ class RequestCollector:
             self._metrics,
             self._prompt_logprobs,
             self._num_cached_tokens,
+            self._embedding,
         )
 
 

@@ -24,6 +24,7 @@ from cupy_engine.model_registry import CausalLM
 from cupy_engine.ops.embedding import embedding
 from cupy_engine.ops.last_tokens import take_last_tokens
 from cupy_engine.plan import StepError, StepPlan, StepResult
+from cupy_engine.pooling import Pooler
 from cupy_engine.prompt_scores import PromptScores
 from cupy_engine.sampler import NOT_FINITE, NOTHING_ALLOWED
 from cupy_engine.slot_table import PackedStep, SlotTable
@@ -55,6 +56,7 @@ class CudaStep:
     token_ids: np.ndarray  # [N] int32, pinned; valid after the event, as are the log-probabilities
     logprobs: PendingLogprobs | None
     prompt_logprobs: dict[int, list[TokenLogprobs]]
+    embeddings: dict[int, np.ndarray]  # [H] float32, pinned
     done: Any  # event
 
     def result(self) -> StepResult:
@@ -67,7 +69,8 @@ class CudaStep:
         logprobs: list[TokenLogprobs | None] = [None] * len(drawn)
         if self.logprobs is not None:
             logprobs = self.logprobs.records()
-        return StepResult(self.step_id, drawn, logprobs, self.prompt_logprobs, errors)
+        embeddings = {plan_index: vector.tobytes() for plan_index, vector in self.embeddings.items()}
+        return StepResult(self.step_id, drawn, logprobs, self.prompt_logprobs, errors, embeddings)
 
 
 class CudaWorker:
@@ -101,6 +104,7 @@ class CudaWorker:
         self._sampler = sampler
         self._slots = slots
         self._prompt_scores = PromptScores(model, sampler)
+        self._pooler = Pooler()
         self._table_width = table_width
         largest = StepShape(max_num_tokens, max_num_seqs, table_width, max_num_seqs, max_num_seqs)
         self._buffers = StepBuffers(largest, max_steps_in_flight + 1)
@@ -130,25 +134,29 @@ class CudaWorker:
         move_blocks(plan, self._kv_cache)
         self._seat(plan)
         if not plan.sequences:
-            return self._finish(plan.step_id, np.empty(0, np.int32), None, {})
+            return self._finish(plan.step_id, np.empty(0, np.int32), None, {}, {})
         step = self._slots.pack(plan.sequences)
         bucket = self.graphs.bucket(len(step.draw_slots)) if step.is_decode else None
         prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
+        embeddings: dict[int, np.ndarray] = {}
         if bucket is None:
             shape = StepShape.of(step)
             hidden, logits = self._run_eagerly(step, shape)
             prompt_logprobs = self._prompt_scores.of_step(plan, hidden)
+            pooled = self._pooler.of_step(plan, hidden)
+            embeddings = {i: _fetch(vector, self._device.stream) for i, vector in pooled.items()}
         else:
             shape = StepShape.decode(bucket, self._table_width)
             self._buffers.upload(step, shape, self._device.stream)
             logits = self.graphs.launch(bucket)
         logprobs = self._logprobs(step, shape, logits)
-        return self._finish(plan.step_id, step.draw_sequences, logprobs, prompt_logprobs)
+        return self._finish(plan.step_id, step.draw_sequences, logprobs, prompt_logprobs, embeddings)
 
     def _seat(self, plan: StepPlan) -> None:
         for setup in plan.slot_setups:
             self._sampler.set_slot(setup)
         self._prompt_scores.note(plan.slot_setups)
+        self._pooler.note(plan.slot_setups)
         self._slots.write(plan)
         self._sampler.flush(self._device.stream)
         self._sampler.set_masks(plan.masks, self._device.stream)
@@ -200,6 +208,7 @@ class CudaWorker:
         draw_sequences: np.ndarray,
         logprobs: PendingLogprobs | None,
         prompt_logprobs: dict[int, list[TokenLogprobs]],
+        embeddings: dict[int, np.ndarray],
     ) -> CudaStep:
         """Enqueue the copy of the tokens to the host."""
         import cupy
@@ -211,7 +220,7 @@ class CudaWorker:
             cupy.cuda.runtime.memcpyAsync(token_ids.ctypes.data, self._drawn.data.ptr, 4 * num_draws, kind, stream.ptr)
         done = cupy.cuda.Event(disable_timing=True)
         done.record(stream)
-        return CudaStep(step_id, draw_sequences, token_ids, logprobs, prompt_logprobs, done)
+        return CudaStep(step_id, draw_sequences, token_ids, logprobs, prompt_logprobs, embeddings, done)
 
 
 def _fetch(array: Array, stream: Any) -> np.ndarray:

@@ -26,9 +26,10 @@ from cupy_engine.core import CoreInfo, EngineCore
 from cupy_engine.core_loop import CoreLoop
 from cupy_engine.errors import EngineDeadError, InvalidRequestError
 from cupy_engine.frontend import FrontEnd
-from cupy_engine.messages import AbortRequest, Command, EngineStats, GenerateRequest, Reply, SequenceOutput
+from cupy_engine.messages import AbortRequest, Command, EngineStats, GenerateRequest, Pooling, Reply, SequenceOutput
 from cupy_engine.model_source import resolve_model
 from cupy_engine.outputs import CompletionDelta, RequestOutput
+from cupy_engine.pooling import unit_vector
 from cupy_engine.sampling_params import SamplingParams
 
 Prompt = str | Sequence[int] | dict[str, Any]
@@ -128,6 +129,12 @@ class Engine:
         prompts = [self.frontend.render_chat(m, **template_kwargs) for m in many]
         return self._generate_all(prompts, params, False, progress, 0)
 
+    def embed(self, prompts: Prompt | Sequence[Prompt], *, pooling: Pooling = "mean") -> list[list[float]]:
+        """A vector of length 1 per prompt: the model's last hidden states, their mean or the last token's."""
+        many: Any = [prompts] if isinstance(prompts, (str, dict)) else prompts
+        outputs = self._generate_all([_text_or_ids(p) for p in many], None, True, None, 0, pooling)
+        return [unit_vector(output.embedding or b"").tolist() for output in outputs]
+
     def stream(
         self, prompt: Prompt | Sequence[Message], params: SamplingParams | None = None, *, request_id: str | None = None
     ) -> Iterator[CompletionDelta]:
@@ -216,10 +223,13 @@ class Engine:
         add_special_tokens: bool,
         progress: bool | None,
         priority: int,
+        pooling: Pooling | None = None,
     ) -> list[RequestOutput]:
         all_params = _one_per_prompt(params, len(prompts))
         requests = [
-            self.frontend.make_request(prompt, one, priority=priority, add_special_tokens=add_special_tokens)
+            self.frontend.make_request(
+                prompt, one, priority=priority, add_special_tokens=add_special_tokens, pooling=pooling
+            )
             for prompt, one in zip(prompts, all_params, strict=True)
         ]
         collectors = {

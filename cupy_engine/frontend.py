@@ -11,7 +11,7 @@ from cupy_engine.chat_template import ChatTemplate, load_chat_template
 from cupy_engine.collector import RequestCollector
 from cupy_engine.config import EngineConfig
 from cupy_engine.errors import InvalidRequestError
-from cupy_engine.messages import GenerateRequest
+from cupy_engine.messages import GenerateRequest, Pooling
 from cupy_engine.model_source import ModelFiles, load_model_config, resolve_model
 from cupy_engine.sampling_params import SamplingParams
 from cupy_engine.structured_outputs import Grammar, StructuredOutputs
@@ -64,8 +64,9 @@ class FrontEnd:
         cache_salt: str = "",
         add_special_tokens: bool = True,
         timeout_s: float | None = None,
+        pooling: Pooling | None = None,
     ) -> GenerateRequest:
-        """Tokenize and check.
+        """Tokenize and check. With ``pooling``, the answer is an embedding.
 
         Raises:
             InvalidRequestError: an empty or too long prompt, an id outside the vocabulary, text without a tokenizer.
@@ -81,6 +82,7 @@ class FrontEnd:
             params=params,
             bad_words_token_ids=self._encode_bad_words(params.bad_words or ()),
             grammar=self._grammar(params.structured_outputs),
+            pooling=pooling,
             priority=priority,
             cache_salt=cache_salt,
             arrival_time_s=now_s,

@@ -14,11 +14,13 @@ from cupy_engine.sampling_params import SamplingParams
 from cupy_engine.structured_outputs import Grammar
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+Pooling = Literal["mean", "last"]
 ErrorKind = Literal["invalid", "queue_full", "slo_ttft", "deadline", "internal", "dead"]
 
 
 class GenerateRequest(msgspec.Struct, kw_only=True, omit_defaults=True, tag="generate"):
-    """A prompt to continue. Text is the front end's affair: the core sees token ids only.
+    """A prompt to continue, or with ``pooling`` to make one vector of. Text is the front end's affair: the core
+    sees token ids only.
 
     ``request_id`` is unique among live requests. ``priority``: lower runs earlier. ``cache_salt`` separates prefix
     caches. ``arrival_time_s`` and ``deadline_s`` are on the host's monotonic clock, which all its processes share.
@@ -29,6 +31,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True, omit_defaults=True, tag="gen
     params: SamplingParams
     bad_words_token_ids: list[list[int]] = []
     grammar: Grammar | None = None
+    pooling: Pooling | None = None
     priority: int = 0
     cache_salt: str = ""
     arrival_time_s: float = 0.0
@@ -79,6 +82,7 @@ class SequenceOutput(msgspec.Struct, kw_only=True, omit_defaults=True, tag="outp
     ``prompt_logprobs`` comes once, with sequence 0's first output: one entry per prompt token, ``None`` for the first.
     ``num_cached_tokens`` (prompt tokens found in the prefix cache) and ``scheduled_time_s`` (when the request left the
     queue, monotonic) likewise.
+    ``embedding``: [H] float32, the hidden states after the last norm, pooled; it comes once, with no tokens.
     ``stop_reason``: the stop token id that ended the sequence, if it was not the end-of-sequence token.
     With ``finish_reason == "error"``, ``error`` and ``error_kind`` say why and ``index`` stands for all sequences.
     """
@@ -90,6 +94,7 @@ class SequenceOutput(msgspec.Struct, kw_only=True, omit_defaults=True, tag="outp
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     num_cached_tokens: int = 0
     scheduled_time_s: float | None = None
+    embedding: bytes | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None
     error: str | None = None

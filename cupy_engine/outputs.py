@@ -75,6 +75,7 @@ class RequestOutput:
     metrics: RequestMetrics
     prompt_logprobs: list[TokenLogprob | None] | None = None
     num_cached_tokens: int = 0
+    embedding: bytes | None = None  # [H] float32, if one was asked for: see cupy_engine.pooling
 
     @property
     def text(self) -> str:

@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from cupy_engine.messages import TokenLogprobs
+from cupy_engine.messages import Pooling, TokenLogprobs
 from cupy_engine.sampling_params import SamplingParams
 
 
@@ -33,6 +33,7 @@ class SlotSetup(msgspec.Struct, array_like=True):
     bad_words_token_ids: list[list[int]]
     needs_logprobs: bool
     is_guided: bool = False
+    pooling: Pooling | None = None
 
 
 class TokenMask(msgspec.Struct, array_like=True):
@@ -95,7 +96,8 @@ class StepResult(msgspec.Struct):
 
     ``logprobs[i]`` is ``None`` where the slot did not ask. ``prompt_logprobs``: by index into ``sequences`` for those
     that asked: one entry per computed position whose next token is in the prompt. ``errors``: by the same index, why a
-    sequence got no token (non-finite logits, say).
+    sequence got no token (non-finite logits, say). ``embeddings``: by the same index, [H] float32, where
+    pooled prompts end.
     """
 
     step_id: int
@@ -103,3 +105,4 @@ class StepResult(msgspec.Struct):
     logprobs: list[TokenLogprobs | None]
     prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
     errors: dict[int, StepError] = {}
+    embeddings: dict[int, bytes] = {}

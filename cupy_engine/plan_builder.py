@@ -51,6 +51,7 @@ class PlanBuilder:
             bad_words_token_ids=request.bad_words_token_ids,
             needs_logprobs=request.needs_logprobs,
             is_guided=sequence.guide is not None,
+            pooling=request.pooling,
         )
         self.plan.slot_setups.append(setup)
 

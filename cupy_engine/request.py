@@ -121,6 +121,7 @@ class Request:
         self.arrival_time_s = message.arrival_time_s
         self.deadline_s = message.deadline_s
         self.bad_words_token_ids = message.bad_words_token_ids
+        self.pooling = message.pooling
         self.num_prompt_tokens = len(message.prompt_token_ids)
         self.eos_token_ids = () if params.ignore_eos else eos_token_ids
         self.stop_token_ids = frozenset(params.stop_token_ids or ())
@@ -135,6 +136,11 @@ class Request:
         self.num_cached_tokens = 0
         self.first_scheduled_time_s: float | None = None
         self.first_token_time_s: float | None = None
+
+    @property
+    def needs_every_token(self) -> bool:
+        """Whether something is made of every token of the prompt, so that none may come from a cache."""
+        return self.wants_prompt_logprobs or self.pooling == "mean"
 
     @property
     def is_finished(self) -> bool:

@@ -28,7 +28,7 @@ from cupy_engine.request import Request, Sequence, SequenceStatus
 from cupy_engine.request_queue import Policy, WaitingQueue
 from cupy_engine.scheduler_listener import PreemptionKind, SchedulerListener
 from cupy_engine.seats import Seats
-from cupy_engine.sequence_outputs import error_output, take_token
+from cupy_engine.sequence_outputs import error_output, take_embedding, take_token
 from cupy_engine.step_pace import StepPace
 
 logger = logging.getLogger("cupy_engine.schedule")
@@ -146,15 +146,14 @@ class Scheduler:
         self._schedule_running(builder)
         if not builder.has_preempted:
             self._schedule_waiting(builder)
-        plan = builder.plan
-        if not (plan.sequences or plan.slot_setups or plan.swap_out):
+        if not (builder.plan.sequences or builder.plan.slot_setups or builder.plan.swap_out):
             return None
         if self._log_schedule:
             manager = self.block_manager
             logger.info(builder.describe(manager.num_free_blocks, manager.num_blocks, len(self._waiting)))
-        self._in_flight[plan.step_id] = builder.planned
+        self._in_flight[builder.plan.step_id] = builder.planned
         self._next_step_id += 1
-        return plan
+        return builder.plan
 
     def _budget(self) -> int:
         """Less where sequences decode, which a large step would hold up."""
@@ -230,7 +229,7 @@ class Scheduler:
             hashes = sequence.update_block_hashes(self.block_manager.block_size)
             self.block_manager.register(sequence.sequence_id, hashes, end)
         drawing: list[Sequence] = []
-        if end == sequence.num_tokens:
+        if end == sequence.num_tokens and sequence.request.pooling is None:
             drawing = [sequence] if len(sequence.request.sequences) == 1 else [sequence, *self._fork(sequence, builder)]
         builder.add(sequence, start, end, drawing)
         for other in drawing:
@@ -253,7 +252,8 @@ class Scheduler:
         manager, sequence_id = self.block_manager, victim.sequence_id
         num_computed = victim.num_computed_tokens
         num_blocks = len(manager.block_table(sequence_id))
-        pairs = manager.swap_out(sequence_id) if self.costs.prefers_swap(num_computed, num_blocks) else None
+        swaps = victim.request.pooling is None and self.costs.prefers_swap(num_computed, num_blocks)
+        pairs = manager.swap_out(sequence_id) if swaps else None  # what has been pooled is lost with the seat
         if pairs is None:
             manager.free(sequence_id)
             victim.num_computed_tokens = 0
@@ -289,6 +289,9 @@ class Scheduler:
                 if sequence.status is not SequenceStatus.FINISHED:
                     outputs.append(take_token(sequence, token_id, token_logprobs))
                     taken.append(sequence)
+            if (embedding := result.embeddings.get(plan_index)) is not None and not first.is_finished:
+                outputs.append(take_embedding(first, embedding))
+                self._finish(first)
         self._listener.on_tokens(taken)
         for sequence in taken:
             if sequence.finish_reason is not None and not sequence.is_finished:

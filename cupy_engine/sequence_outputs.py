@@ -28,6 +28,18 @@ def take_token(sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None
     return output
 
 
+def take_embedding(sequence: Sequence, embedding: bytes) -> SequenceOutput:
+    """End a sequence whose prompt has been made into a vector."""
+    sequence.finish_reason = "stop"
+    request = sequence.request
+    return SequenceOutput(
+        request_id=request.request_id,
+        embedding=embedding,
+        num_cached_tokens=request.num_cached_tokens,
+        finish_reason="stop",
+    )
+
+
 def error_output(request: Request, reason: str, kind: ErrorKind, param: str | None = None) -> SequenceOutput:
     """The last output of a request that has failed; ``param`` names the field at fault, if one is."""
     return SequenceOutput(

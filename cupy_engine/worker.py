@@ -10,6 +10,7 @@ from cupy_engine.kv_cache import KVCache
 from cupy_engine.model_registry import CausalLM
 from cupy_engine.ops.last_tokens import take_last_tokens
 from cupy_engine.plan import StepError, StepPlan, StepResult
+from cupy_engine.pooling import Pooler
 from cupy_engine.prompt_scores import PromptScores
 from cupy_engine.sampler import NOTHING_ALLOWED, Sampler
 from cupy_engine.slot_table import PackedStep, SlotTable
@@ -25,6 +26,7 @@ class Worker:
         self._slots = slots
         self._last_tokens = np.zeros(num_slots, np.int32)
         self._prompt_scores = PromptScores(model, sampler)
+        self._pooler = Pooler()
 
     def run(self, plan: StepPlan) -> StepResult:
         """Move blocks, seat sequences, compute, draw."""
@@ -37,12 +39,14 @@ class Worker:
         hidden = self._model.forward(batch, self._kv_cache)
         result = self._draw(plan, step, hidden[batch.logits_rows])
         result.prompt_logprobs = self._prompt_scores.of_step(plan, hidden)
+        result.embeddings = {i: vector.tobytes() for i, vector in self._pooler.of_step(plan, hidden).items()}
         return result
 
     def _seat(self, plan: StepPlan) -> None:
         for setup in plan.slot_setups:
             self._sampler.set_slot(setup)
         self._prompt_scores.note(plan.slot_setups)
+        self._pooler.note(plan.slot_setups)
         self._sampler.set_masks(plan.masks)
         self._slots.write(plan)
 

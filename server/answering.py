@@ -10,7 +10,7 @@ import msgspec
 from flask import Response, g, request
 
 from cupy_engine.errors import InvalidRequestError
-from cupy_engine.messages import GenerateRequest
+from cupy_engine.messages import GenerateRequest, Pooling
 from cupy_engine.sampling_params import SamplingParams
 
 from . import validation
@@ -18,9 +18,10 @@ from .api_errors import ApiError
 from .body import Body, ignored_fields_header
 from .event_stream import GUNICORN_RESPONSE, EventStream
 from .generation import Generation, Service
-from .protocol import ChatRequest, GenerationFields
+from .protocol import ChatRequest, EmbeddingRequest, GenerationFields
 from .responses import Envelope
 from .streaming import Chunks
+from .validation import QueueFields
 
 
 def json_response(content: Any, body: Body[Any] | None = None) -> Response:
@@ -49,17 +50,18 @@ class Answering:
         """As asked; by default where there is no text to return."""
         return self.front_end.tokenizer is None if fields.return_token_ids is None else fields.return_token_ids
 
-    def envelope(self, prefix: str, kind: str, fields: GenerationFields) -> Envelope:
+    def envelope(self, prefix: str, kind: str, fields: QueueFields) -> Envelope:
         g.answer_id = f"{prefix}-{fields.request_id or uuid.uuid4().hex}"
         return Envelope(g.answer_id, kind, self.front_end.model_name)
 
     def make_requests(
         self,
-        fields: GenerationFields,
+        fields: QueueFields,
         prompts: Sequence[str | list[int]],
         params: SamplingParams,
         *,
         add_special_tokens: bool,
+        pooling: Pooling | None = None,
     ) -> list[GenerateRequest]:
         priority = validation.priority_of(fields, self.service.engine_config.scheduling_policy)
         timeout_s = validation.timeout_of(fields, self.config)
@@ -75,20 +77,23 @@ class Answering:
                     cache_salt=cache_salt,
                     add_special_tokens=add_special_tokens,
                     timeout_s=timeout_s,
+                    pooling=pooling,
                 )
             except InvalidRequestError as error:
                 raise self._explain(error, prompt, fields) from None
             requests.append(made)
         return requests
 
-    def _explain(self, error: InvalidRequestError, prompt: str | list[int], fields: GenerationFields) -> ApiError:
+    def _explain(self, error: InvalidRequestError, prompt: str | list[int], fields: QueueFields) -> ApiError:
         """A front end's error in the words of the endpoint: chat has messages where the engine sees a prompt."""
         if error.param != "prompt":
             return ApiError(400, str(error), param=error.param, code="invalid_value")
         tokenizer = self.front_end.tokenizer
         token_ids = tokenizer.encode(prompt) if isinstance(prompt, str) and tokenizer else prompt
         code = "context_length_exceeded" if len(token_ids) >= self.front_end.max_model_len else "invalid_value"
-        return ApiError(400, str(error), param="messages" if isinstance(fields, ChatRequest) else "prompt", code=code)
+        params = ((ChatRequest, "messages"), (EmbeddingRequest, "input"))
+        param = next((name for kind, name in params if isinstance(fields, kind)), "prompt")
+        return ApiError(400, str(error), param=param, code=code)
 
     def start(
         self, envelope: Envelope, requests: list[GenerateRequest], prompts: Sequence[str | list[int]]

@@ -9,6 +9,7 @@ from flask import Blueprint, Response
 from .answering import check_model, json_response
 from .chat_api import ChatApi
 from .completions_api import CompletionsApi
+from .embeddings_api import EmbeddingsApi
 from .generation import Service
 from .logprob_format import Json
 
@@ -18,6 +19,7 @@ def openai_blueprint(service: Service) -> Blueprint:
     routes, models = Blueprint("openai", __name__), ModelsApi(service)
     routes.post("/v1/completions")(CompletionsApi(service).completions)
     routes.post("/v1/chat/completions")(ChatApi(service).chat_completions)
+    routes.post("/v1/embeddings")(EmbeddingsApi(service).embeddings)
     routes.get("/v1/models")(models.models)
     routes.get("/v1/models/<path:name>")(models.model)
     return routes

@@ -168,6 +168,24 @@ class ChatRequest(GenerationFields, kw_only=True):
     echo: bool | None = None
 
 
+class EmbeddingRequest(msgspec.Struct, kw_only=True):
+    """``POST /v1/embeddings``"""
+
+    model: str | None = None
+    input: Prompt
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = None
+    user: str | None = None
+
+    pooling: Literal["mean", "last"] | None = None
+    truncate_prompt_tokens: int | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
+    request_id: str | None = None
+    add_special_tokens: bool | None = None
+    timeout_s: float | None = None
+
+
 class TokenizeRequest(msgspec.Struct, kw_only=True):
     """``POST /tokenize``: a text, or a conversation as the chat template renders it."""
 

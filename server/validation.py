@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -19,6 +19,15 @@ from .server_config import ServerConfig
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _PRIORITY_RANGE = 1 << 31
+
+
+class QueueFields(Protocol):
+    """The fields of a request that concern its turn, not its answer."""
+
+    priority: int | None
+    cache_salt: str | None
+    timeout_s: float | None
+    request_id: str | None
 
 
 def completion_params(fields: CompletionRequest, config: ServerConfig) -> SamplingParams:
@@ -47,8 +56,8 @@ def chat_params(fields: ChatRequest, config: ServerConfig, changes: dict[str, An
     return _sampling_params(fields, own | changes)
 
 
-def prompts_of(prompt: Prompt, config: ServerConfig) -> list[str | list[int]]:
-    """The prompts of a request, of which there are four forms.
+def prompts_of(prompt: Prompt, config: ServerConfig, param: str = "prompt") -> list[str | list[int]]:
+    """The prompts in the field ``param``, of which there are four forms.
 
     Raises:
         ApiError: none, too many, or a mixture.
@@ -56,18 +65,18 @@ def prompts_of(prompt: Prompt, config: ServerConfig) -> list[str | list[int]]:
     if isinstance(prompt, str):
         return [prompt]
     if not prompt:
-        refuse("prompt", "prompt is empty: give a text, a list of texts, token ids, or a list of lists of token ids")
+        refuse(param, f"{param} is empty: give a text, a list of texts, token ids, or a list of lists of token ids")
     kinds = {type(item) for item in prompt}
     if len(kinds) > 1:
-        refuse("prompt", "prompt mixes texts and token ids: give a list of one kind")
+        refuse(param, f"{param} mixes texts and token ids: give a list of one kind")
     if kinds == {int}:
         return [prompt]  # type: ignore[list-item]
     if len(prompt) > config.max_prompts:
-        refuse("prompt", f"prompt must have at most {config.max_prompts} prompts, got {len(prompt)}")
+        refuse(param, f"{param} must have at most {config.max_prompts} prompts, got {len(prompt)}")
     return prompt  # type: ignore[return-value]
 
 
-def priority_of(fields: GenerationFields, scheduling_policy: str) -> int:
+def priority_of(fields: QueueFields, scheduling_policy: str) -> int:
     """Raises ApiError where a priority would mean nothing."""
     priority = fields.priority or 0
     if priority and scheduling_policy != "priority":
@@ -77,7 +86,7 @@ def priority_of(fields: GenerationFields, scheduling_policy: str) -> int:
     return priority
 
 
-def timeout_of(fields: GenerationFields, config: ServerConfig) -> float:
+def timeout_of(fields: QueueFields, config: ServerConfig) -> float:
     """Seconds that the request may take."""
     if fields.timeout_s is None:
         return config.request_timeout_s
@@ -87,7 +96,7 @@ def timeout_of(fields: GenerationFields, config: ServerConfig) -> float:
     return fields.timeout_s
 
 
-def cache_salt_of(fields: GenerationFields, api_key: str | None) -> str:
+def cache_salt_of(fields: QueueFields, api_key: str | None) -> str:
     """What separates this client's prefix cache from others': its key, and what it asks for."""
     if api_key is None:
         return fields.cache_salt or ""
