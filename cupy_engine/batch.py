@@ -15,6 +15,14 @@ import numpy as np
 from cupy_engine.device import Array
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionBounds:
+    """What the steps that a captured graph serves have in common: most sequences compute one token, or none."""
+
+    num_tokens: int  # of all sequences
+    max_num_prefills: int  # sequences that may compute more than one
+
+
 @dataclass(slots=True)
 class AttentionMetadata:
     """Which keys each query token may see. S sequences, T query tokens.
@@ -33,6 +41,7 @@ class AttentionMetadata:
     host_query_lens: np.ndarray  # [S] int32 on the host
     host_context_lens: np.ndarray  # [S] int32 on the host
     host_plans: dict[Hashable, Any] = field(default_factory=dict)  # what attention prepared for all layers of the step
+    bounds: AttentionBounds | None = None  # while a graph is captured, in place of lengths on the host
 
 
 @dataclass(slots=True)

@@ -19,6 +19,7 @@ from cupy_engine.loader import DenseProduct
 from cupy_engine.memory_plan import MemoryPlan, plan_kv_memory, wanted_model_len
 from cupy_engine.model_config import ModelConfig
 from cupy_engine.model_registry import CausalLM
+from cupy_engine.ops._gemm_table import row_buckets
 from cupy_engine.ops._gemm_tuning import tune
 from cupy_engine.prompt_scores import ROWS_AT_A_TIME
 from cupy_engine.slot_table import SlotTable
@@ -87,9 +88,9 @@ class CudaBackend:
         with device.use():
             worker = self._worker = self._make_worker(config, model_config, model, dtype)
             _run_largest_step(config, model_config, model, device, dtype)
-            worker.graphs.warm_up()
+            worker.warm_up()
             without_graphs_bytes = device.own_memory_bytes() - worker.graphs.pool_bytes
-            worker.graphs.capture_all()
+            worker.capture_graphs()
         self._later_bytes = config.max_num_seqs * worker.max_bytes_per_slot
         workspace_bytes = without_graphs_bytes - model.weights.num_bytes + self._later_bytes + _LAZY_BYTES
         return workspace_bytes, device.own_memory_bytes() - without_graphs_bytes
@@ -108,6 +109,7 @@ class CudaBackend:
             CudaSampler(num_slots, model_config.vocab_size, self.device),
             SlotTable(num_slots, table_width, config.block_size),
             max_num_tokens=config.max_num_batched_tokens,
+            max_num_graph_tokens=min(config.max_num_batched_tokens, self.max_num_mixed_tokens),
             max_num_seqs=num_slots,
             table_width=table_width,
             max_steps_in_flight=config.max_steps_in_flight or self.max_steps_in_flight,
@@ -187,6 +189,6 @@ def tune_products(products: list[DenseProduct], max_num_tokens: int, max_num_seq
     for (_, has_bias, out_dtype), group in alike.items():
         weights = [product.weight for product in group]
         most_rows = max_num_tokens if len(group) > 1 else max_num_seqs  # only the head stands alone
-        row_counts = [1 << i for i in range(most_rows.bit_length()) if 1 << i <= most_rows] + [most_rows]
+        row_counts = row_buckets(most_rows)
         tune(weights, [m for m in row_counts if m < _FEW_ROWS], out_dtype, has_bias)
         tune(weights[:2], [m for m in row_counts if m >= _FEW_ROWS], out_dtype, has_bias)

@@ -1,4 +1,4 @@
-"""The worker on a GPU: decode steps as captured graphs, others launched one by one, results fetched without waiting.
+"""The worker on a GPU: steps as captured graphs, the largest launched one by one, results fetched without waiting.
 
 submit(n)    pack ─ copy in ─ graph or launches ─ copy out ─ event        returns at once
 submit(n+1)  … the tokens of step n are read on the device …
@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from cupy_engine.batch import AttentionMetadata, Batch
+from cupy_engine.batch import AttentionBounds, AttentionMetadata, Batch
 from cupy_engine.cuda_device import CudaDevice
-from cupy_engine.cuda_graph import GraphSet, batch_buckets
+from cupy_engine.cuda_graph import GraphSet, batch_buckets, token_buckets
 from cupy_engine.cuda_sampler import NO_LOGPROBS, CudaSampler, logprob_records
 from cupy_engine.device import Array
 from cupy_engine.executor import FailedStep, StepHandle
@@ -31,6 +31,7 @@ from cupy_engine.slot_table import PackedStep, SlotTable
 from cupy_engine.step_buffers import StepArrays, StepBuffers, StepShape
 from cupy_engine.worker import move_blocks
 
+_MAX_PREFILLS = 8  # sequences of a graph that may compute several tokens: each costs attention an idle block per head
 _NO_TOKEN = {-1: StepError(NOT_FINITE, "internal"), -2: StepError(NOTHING_ALLOWED, "invalid")}
 
 
@@ -78,6 +79,7 @@ class CudaWorker:
 
     Args:
         max_num_tokens: tokens of the largest step.
+        max_num_graph_tokens: tokens of the largest step worth a graph: larger ones keep the GPU busier than the host.
         max_num_seqs: slots.
         table_width: block table columns.
         max_steps_in_flight: submitted steps whose results have not been read.
@@ -92,6 +94,7 @@ class CudaWorker:
         slots: SlotTable,
         *,
         max_num_tokens: int,
+        max_num_graph_tokens: int,
         max_num_seqs: int,
         table_width: int,
         max_steps_in_flight: int,
@@ -110,7 +113,31 @@ class CudaWorker:
         self._buffers = StepBuffers(largest, max_steps_in_flight + 1)
         self._drawn = device.empty((max_num_seqs,), np.int32)
         self._results = [cupyx.empty_pinned(max_num_seqs, np.int32) for _ in range(max_steps_in_flight + 1)]
-        self.graphs = GraphSet(device.stream, self._upload_padding, self._decode_bucket, batch_buckets(max_num_seqs))
+        self._max_num_seqs, self._max_num_graph_tokens = max_num_seqs, max_num_graph_tokens
+        self._decode_shapes, self._mixed_shapes = self._make_shapes()
+        self.graphs = GraphSet(device.stream, self._upload_padding, self._run_shape)
+
+    def _make_shapes(self) -> tuple[list[StepShape], list[StepShape]]:
+        """Shapes worth a graph, ascending: of steps that only decode, and of others."""
+        width, max_num_seqs = self._table_width, self._max_num_seqs
+        return (
+            [StepShape.decode(n, width) for n in batch_buckets(max_num_seqs)],
+            [
+                StepShape.mixed(n, max_num_seqs, width, _MAX_PREFILLS)
+                for n in token_buckets(self._max_num_graph_tokens)
+            ],
+        )
+
+    def _largest_first(self) -> list[StepShape]:
+        return sorted(self._decode_shapes + self._mixed_shapes, key=lambda shape: shape.num_tokens, reverse=True)
+
+    def warm_up(self) -> None:
+        """Run every shape that has a graph once. To be called before the first capture."""
+        self.graphs.warm_up(self._largest_first())
+
+    def capture_graphs(self) -> None:
+        """Prepare all graphs, on the present cache."""
+        self.graphs.capture(self._largest_first())
 
     @property
     def max_bytes_per_slot(self) -> int:
@@ -120,7 +147,8 @@ class CudaWorker:
     def attach(self, kv_cache: KVCache, slots: SlotTable, table_width: int) -> None:
         """Work on this cache from now on, with a table that is no wider than the first one."""
         self._kv_cache, self._slots, self._table_width = kv_cache, slots, table_width
-        self.graphs.capture_all()
+        self._decode_shapes, self._mixed_shapes = self._make_shapes()
+        self.capture_graphs()
 
     def submit(self, plan: StepPlan) -> StepHandle:
         """Enqueue a step."""
@@ -136,21 +164,27 @@ class CudaWorker:
         if not plan.sequences:
             return self._finish(plan.step_id, np.empty(0, np.int32), None, {}, {})
         step = self._slots.pack(plan.sequences)
-        bucket = self.graphs.bucket(len(step.draw_slots)) if step.is_decode else None
+        shape = self._graph_shape(plan, step)
         prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
         embeddings: dict[int, np.ndarray] = {}
-        if bucket is None:
+        if shape is None:
             shape = StepShape.of(step)
             hidden, logits = self._run_eagerly(step, shape)
             prompt_logprobs = self._prompt_scores.of_step(plan, hidden)
             pooled = self._pooler.of_step(plan, hidden)
             embeddings = {i: _fetch(vector, self._device.stream) for i, vector in pooled.items()}
         else:
-            shape = StepShape.decode(bucket, self._table_width)
             self._buffers.upload(step, shape, self._device.stream)
-            logits = self.graphs.launch(bucket)
+            logits = self.graphs.launch(shape)
         logprobs = self._logprobs(step, shape, logits)
         return self._finish(plan.step_id, step.draw_sequences, logprobs, prompt_logprobs, embeddings)
+
+    def _graph_shape(self, plan: StepPlan, step: PackedStep) -> StepShape | None:
+        """The smallest captured shape that holds the step; ``None`` if it has to be launched op by op."""
+        if self._prompt_scores.are_wanted(plan) or self._pooler.is_wanted(plan):
+            return None  # hidden states stay inside of graphs
+        shapes, wanted = self._decode_shapes if step.is_decode else self._mixed_shapes, StepShape.of(step)
+        return next((shape for shape in shapes if shape.holds(wanted)), None)
 
     def _seat(self, plan: StepPlan) -> None:
         for setup in plan.slot_setups:
@@ -165,8 +199,12 @@ class CudaWorker:
         """Enqueue any step, launch by launch; returns its hidden states and, if any token is drawn, logits."""
         self._buffers.upload(step, shape, self._device.stream)
         arrays = StepArrays.view(self._buffers.memory, shape)
-        hidden = self._model.forward(_batch(arrays, step, self._sampler.last_tokens), self._kv_cache)
+        hidden = self._forward(arrays, _attention(arrays, step.query_lens, step.context_lens))
         return hidden, self._sample(embedding(arrays.logits_rows, hidden), arrays) if shape.num_draws else None
+
+    def _forward(self, arrays: StepArrays, attention: AttentionMetadata) -> Array:
+        token_ids = take_last_tokens(arrays.token_ids, self._sampler.last_tokens)
+        return self._model.forward(Batch(token_ids, arrays.positions, attention, arrays.logits_rows), self._kv_cache)
 
     def _logprobs(self, step: PackedStep, shape: StepShape, logits: Array | None) -> PendingLogprobs | None:
         """Enqueue log-probabilities for the draws that ask, and their copy to the host."""
@@ -183,18 +221,18 @@ class CudaWorker:
         self._sampler.logprobs(logits, rows, self._drawn[:num_draws], width - 1, *arrays)
         return PendingLogprobs(num_top, *(_fetch(array, stream) for array in arrays))
 
-    def _upload_padding(self, bucket: int) -> None:
-        shape = StepShape.decode(bucket, self._table_width)
+    def _upload_padding(self, shape: StepShape) -> None:
         self._buffers.upload(PackedStep.empty(), shape, self._device.stream)
 
-    def _decode_bucket(self, bucket: int) -> Array:
-        """Enqueue a decode step of ``bucket`` sequences whose integers are in the buffers; returns its logits."""
-        arrays = StepArrays.view(self._buffers.memory, StepShape.decode(bucket, self._table_width))
-        ones = np.ones(bucket, np.int32)
+    def _run_shape(self, shape: StepShape) -> Array:
+        """Enqueue a step of a captured shape whose integers are in the buffers; returns its logits."""
+        arrays = StepArrays.view(self._buffers.memory, shape)
+        ones = np.ones(shape.num_sequences, np.int32)
         attention = _attention(arrays, ones, ones)
-        token_ids = take_last_tokens(arrays.token_ids, self._sampler.last_tokens)
-        hidden = self._model.forward(Batch(token_ids, arrays.positions, attention, arrays.logits_rows), self._kv_cache)
-        return self._sample(hidden, arrays)
+        if not shape.num_prefills:
+            return self._sample(self._forward(arrays, attention), arrays)
+        attention.bounds = AttentionBounds(shape.num_tokens, shape.num_prefills)
+        return self._sample(embedding(arrays.logits_rows, self._forward(arrays, attention)), arrays)
 
     def _sample(self, hidden: Array, arrays: StepArrays) -> Array:
         logits = self._model.compute_logits(hidden)
@@ -229,12 +267,6 @@ def _fetch(array: Array, stream: Any) -> np.ndarray:
     pinned: np.ndarray = cupyx.empty_pinned(array.shape, array.dtype)
     array.get(stream=stream, out=pinned, blocking=False)
     return pinned
-
-
-def _batch(arrays: StepArrays, step: PackedStep, last_tokens: Array) -> Batch:
-    token_ids = take_last_tokens(arrays.token_ids, last_tokens)
-    attention = _attention(arrays, step.query_lens, step.context_lens)
-    return Batch(token_ids, arrays.positions, attention, arrays.logits_rows)
 
 
 def _attention(arrays: StepArrays, query_lens: np.ndarray, context_lens: np.ndarray) -> AttentionMetadata:

@@ -33,6 +33,10 @@ class Pooler:
             if setup.pooling is not None:
                 self._pools[setup.slot] = _Pool(setup.pooling, setup.num_prompt_tokens)
 
+    def is_wanted(self, plan: StepPlan) -> bool:
+        """Whether any of the step's sequences is pooled."""
+        return bool(self._pools) and any(sequence.slot in self._pools for sequence in plan.sequences)
+
     def of_step(self, plan: StepPlan, hidden: Array) -> dict[int, Array]:
         """Vectors [H] float32 by plan index, of the prompts that end in this step; hidden [T, H] are its states."""
         found: dict[int, Array] = {}

@@ -35,6 +35,10 @@ class PromptScores:
             if setup.params.prompt_logprobs is not None:
                 self._prompts[setup.slot] = np.array(setup.token_ids[: setup.num_prompt_tokens], np.int32)
 
+    def are_wanted(self, plan: StepPlan) -> bool:
+        """Whether any of the step's sequences asks for scores."""
+        return any(sequence.num_prompt_logprobs is not None for sequence in plan.sequences)
+
     def of_step(self, plan: StepPlan, hidden: Array) -> dict[int, list[TokenLogprobs]]:
         """Scores by plan index, from the step's hidden states [T, hidden]."""
         found: dict[int, list[TokenLogprobs]] = {}

@@ -43,6 +43,11 @@ class PackedStep:
         """Every sequence computes one token and draws one."""
         return len(self.token_ids) == len(self.query_lens) == len(self.draw_slots)
 
+    @property
+    def num_prefills(self) -> int:
+        """Sequences that compute more than one token."""
+        return int(np.count_nonzero(self.query_lens > 1))
+
 
 class SlotTable:
     """Block tables of ``num_slots`` slots."""

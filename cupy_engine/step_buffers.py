@@ -20,22 +20,45 @@ _ALIGNMENT = 4  # int32s: 16 bytes
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
-    """Sizes of a step: T tokens, S sequences, W block table columns, R logits rows, N draws."""
+    """Sizes of a step: T tokens, S sequences, W block table columns, R logits rows, N draws.
+
+    ``num_prefills`` is how many of the sequences compute more than one token.
+    """
 
     num_tokens: int
     num_sequences: int
     table_width: int
     num_rows: int
     num_draws: int
+    num_prefills: int = 0
 
     @classmethod
     def of(cls, step: PackedStep) -> StepShape:
         num_sequences, width = step.block_tables.shape
-        return cls(len(step.token_ids), num_sequences, width, len(step.logits_rows), len(step.draw_slots))
+        num_rows, num_draws = len(step.logits_rows), len(step.draw_slots)
+        return cls(len(step.token_ids), num_sequences, width, num_rows, num_draws, step.num_prefills)
 
     @classmethod
     def decode(cls, num_sequences: int, table_width: int) -> StepShape:
+        """Sequences that compute and draw one token each."""
         return cls(num_sequences, num_sequences, table_width, num_sequences, num_sequences)
+
+    @classmethod
+    def mixed(cls, num_tokens: int, max_num_sequences: int, table_width: int, num_prefills: int) -> StepShape:
+        """Room for ``num_tokens`` divided in any way among sequences of which some may compute several."""
+        num_sequences = min(num_tokens, max_num_sequences)
+        return cls(num_tokens, num_sequences, table_width, num_sequences, num_sequences, num_prefills)
+
+    def holds(self, other: StepShape) -> bool:
+        """Whether a step of the other shape fits in."""
+        return (
+            other.num_tokens <= self.num_tokens
+            and other.num_sequences <= self.num_sequences
+            and other.table_width <= self.table_width
+            and other.num_rows <= self.num_rows
+            and other.num_draws <= self.num_draws
+            and other.num_prefills <= self.num_prefills
+        )
 
 
 @dataclass(slots=True)
@@ -64,7 +87,7 @@ class StepArrays:
         return cls(*views)
 
     def fill(self, step: PackedStep) -> None:
-        """Copy a step in; what lies beyond it becomes padding: sequences of one key that store and draw nothing."""
+        """Copy a step in; what lies beyond it becomes padding: tokens of nobody, sequences without tokens, no draws."""
         for name in _NAMES:
             source, target = getattr(step, name), getattr(self, name)
             if target.ndim == 2:
@@ -73,12 +96,11 @@ class StepArrays:
             else:
                 target[: len(source)] = source
                 target[len(source) :] = _PADDING[name]
-        num_real = len(step.query_start)
-        self.query_start[num_real:] = step.query_start[-1] + np.arange(1, len(self.query_start) - num_real + 1)
+        self.query_start[len(step.query_start) :] = step.query_start[-1]
 
 
 _NAMES = tuple(field.name for field in fields(StepArrays))
-_PADDING = dict.fromkeys(_NAMES, 0) | {"slot_mapping": -1, "context_lens": 1, "draw_slots": -1}
+_PADDING = dict.fromkeys(_NAMES, 0) | {"slot_mapping": -1, "draw_slots": -1}
 
 
 def _lengths(shape: StepShape) -> list[tuple[int, ...]]:

@@ -83,15 +83,47 @@ def paged_attention(
         _launch_plain(q, inputs)
         return out
 
-    group = num_heads // k_cache.shape[2]
+    share = _share(metadata, num_heads // k_cache.shape[2])
+    if share.num_decode_rows:
+        _launch_decode(q, inputs, share)
+    if share.has_prefills:
+        _launch_prefill(q, inputs, share)
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """Which sequences of a step go to which kernel, and how many query rows (tokens x heads of a group) that makes."""
+
+    max_decode_len: int  # query tokens of the sequences that the decode kernel serves
+    num_decode_rows: int  # of the longest of them; 0 if there are none
+    prefill_rows: np.ndarray  # of each of the other sequences
+    num_more_tiles: int = 0  # for sequences that ``prefill_rows`` does not list
+
+    @property
+    def has_prefills(self) -> bool:
+        return len(self.prefill_rows) > 0
+
+    def num_prefill_tiles(self, rows_per_tile: int) -> int:
+        return int((-(-self.prefill_rows // rows_per_tile)).sum()) + self.num_more_tiles
+
+
+def _share(metadata: AttentionMetadata, group: int) -> _Share:
+    """The same for all layers of a step."""
+    key = ("share", group)
+    if key not in metadata.host_plans:
+        metadata.host_plans[key] = _find_share(metadata, group)
+    share: _Share = metadata.host_plans[key]
+    return share
+
+
+def _find_share(metadata: AttentionMetadata, group: int) -> _Share:
+    if (bounds := metadata.bounds) is not None:  # however the tokens are divided, there are no more tiles than this
+        return _Share(1, group, np.array([bounds.num_tokens * group]), bounds.max_num_prefills)
     max_decode_len = max(1, _MAX_DECODE_ROWS // group)
     query_lens = metadata.host_query_lens
     longest_decode = int(query_lens[query_lens <= max_decode_len].max(initial=0))
-    if longest_decode:
-        _launch_decode(q, inputs, group * longest_decode, max_decode_len)
-    if metadata.max_query_len > max_decode_len:
-        _launch_prefill(q, inputs, query_lens[query_lens > max_decode_len] * group, max_decode_len)
-    return out
+    return _Share(max_decode_len, group * longest_decode, query_lens[query_lens > max_decode_len] * group)
 
 
 def _inputs(
@@ -149,13 +181,13 @@ def _launch_plain(q: Array, inputs: np.ndarray) -> None:
     launch("attention_plain.cu", f"attention_plain<{type_name(q)}, {items}>", (num_tokens, num_heads), 256, inputs)
 
 
-def _launch_prefill(q: Array, inputs: np.ndarray, rows: np.ndarray, max_decode_len: int) -> None:
+def _launch_prefill(q: Array, inputs: np.ndarray, share: _Share) -> None:
     head_dim = q.shape[2]
-    inputs["min_query_len"], inputs["max_query_len"] = max_decode_len + 1, _INT_MAX
+    inputs["min_query_len"], inputs["max_query_len"] = share.max_decode_len + 1, _INT_MAX
     num_kv_heads = int(inputs["num_kv_heads"][0])
     if head_dim in SM90_PREFILL_KEYS and _is_hopper():
         expression = sm90_prefill_expression(type_name(q), head_dim)
-        grid = (num_kv_heads, _num_tiles(rows, SM90_PREFILL_ROWS))
+        grid = (num_kv_heads, share.num_prefill_tiles(SM90_PREFILL_ROWS))
         shared_bytes = sm90_prefill_shared_bytes(head_dim)
         launch("attention_prefill_sm90.cu", expression, grid, SM90_PREFILL_BLOCK, inputs, shared_bytes=shared_bytes)
         return
@@ -163,15 +195,11 @@ def _launch_prefill(q: Array, inputs: np.ndarray, rows: np.ndarray, max_decode_l
     launch(
         "attention_prefill.cu",
         layout.expression(type_name(q), head_dim),
-        (num_kv_heads, _num_tiles(rows, layout.rows)),
+        (num_kv_heads, share.num_prefill_tiles(layout.rows)),
         32 * layout.warps,
         inputs,
         shared_bytes=layout.shared_bytes(head_dim),
     )
-
-
-def _num_tiles(rows: np.ndarray, rows_per_tile: int) -> int:
-    return int((-(-rows // rows_per_tile)).sum())
 
 
 @functools.cache
@@ -181,11 +209,11 @@ def _is_hopper() -> bool:
     return str(cupy.cuda.Device().compute_capability) == "90"
 
 
-def _launch_decode(q: Array, inputs: np.ndarray, columns: int, max_decode_len: int) -> None:
+def _launch_decode(q: Array, inputs: np.ndarray, share: _Share) -> None:
     head_dim = q.shape[2]
-    plan = _decode_plan(type_name(q), head_dim, columns > 8)
-    inputs["min_query_len"], inputs["max_query_len"] = 1, max_decode_len
-    column_blocks = -(-columns // plan.layout.columns)
+    plan = _decode_plan(type_name(q), head_dim, share.num_decode_rows > 8)
+    inputs["min_query_len"], inputs["max_query_len"] = 1, share.max_decode_len
+    column_blocks = -(-share.num_decode_rows // plan.layout.columns)
     num_segments = int(inputs["num_seqs"][0]) * int(inputs["num_kv_heads"][0]) * column_blocks
     launch(
         "attention_decode.cu",

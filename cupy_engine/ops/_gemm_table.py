@@ -23,8 +23,14 @@ _log = logging.getLogger(__name__)
 
 
 def row_bucket(m: int) -> int:
-    """The row count that is timed in place of m: the next power of two."""
-    return 1 << max(0, m - 1).bit_length()
+    """The row count that is timed in place of m: the next power of two or, beyond 64, three quarters of it."""
+    power = 1 << max(0, m - 1).bit_length()
+    return power * 3 // 4 if 64 < m <= power * 3 // 4 else power
+
+
+def row_buckets(most_rows: int) -> list[int]:
+    """All row counts that are timed for up to ``most_rows`` rows."""
+    return sorted({row_bucket(m) for m in range(1, most_rows + 1)})
 
 
 class GemmTable:

@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 
 from cupy_engine.ops._cublaslt import Shape
-from cupy_engine.ops._gemm_table import GemmTable, row_bucket
+from cupy_engine.ops._gemm_table import GemmTable, row_bucket, row_buckets
 
 SHAPE = Shape(16, 4096, 1024, 1024, "bfloat16", "bfloat16", False)
 ALGORITHM = "0f" * 64
 
 
-def test_row_buckets_are_powers_of_two() -> None:
-    assert [row_bucket(m) for m in (1, 2, 3, 4, 5, 64, 65, 8192)] == [1, 2, 4, 4, 8, 64, 128, 8192]
+def test_row_buckets_are_powers_of_two_and_three_quarters_of_the_large_ones() -> None:
+    assert [row_bucket(m) for m in (1, 2, 3, 4, 5, 64, 65, 8192)] == [1, 2, 4, 4, 8, 64, 96, 8192]
+    assert [row_bucket(m) for m in (48, 97, 129, 192, 193, 257, 384, 385)] == [64, 128, 192, 192, 256, 384, 384, 512]
+    assert row_buckets(300) == [1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384]
 
 
 def test_an_entry_serves_its_row_bucket_and_any_stride(tmp_path: Path) -> None:
