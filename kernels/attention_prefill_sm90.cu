@@ -64,23 +64,23 @@ __device__ __forceinline__ void load_queries(const AttentionInputs& in, const Qu
     }
 }
 
-/* Starts copying KEYS rows of K or V; zeros outside of the keys that are seen. blocks: lane i has the block of key
-   16 * i behind the first that it was fetched for, lane first_lane that of first_key. */
-template <typename T, int D, int KEYS, typename L>
-__device__ __forceinline__ void load_keys(const AttentionInputs& in, const void* cache, const QueryTile& tile,
-                                          const Steps& steps, int first_key, int blocks, int first_lane, uint32 to) {
+/* Starts copying KEYS rows of K or V; zeros outside of the keys that are seen, if the step is not IS_WHOLE. offsets: lane i
+   has where the 16 keys 16 * i behind the first that it was fetched for begin, lane first_lane those of first_key. */
+template <typename T, int D, int KEYS, bool IS_WHOLE, typename L>
+__device__ __forceinline__ void load_keys(const AttentionInputs& in, const void* cache, const Steps& steps, int first_key,
+                                          int64 offsets, int first_lane, uint32 to) {
     constexpr int ROWS_PER_PASS = GROUP_THREADS / L::CHUNKS;
-    const int thread_row = threadIdx.x / L::CHUNKS, chunk = threadIdx.x % L::CHUNKS;
-    const int row_stride = in.num_kv_heads * D;
-#pragma unroll 2
+    const int thread_row = threadIdx.x / L::CHUNKS, chunk = threadIdx.x % L::CHUNKS, row_stride = in.num_kv_heads * D;
+    const T* from = static_cast<const T*>(cache) + thread_row * row_stride + 8 * chunk;
+#pragma unroll
     for (int b = 0; b < KEYS / 16; ++b) {
-        const int block = __shfl_sync(FULL_WARP, blocks, first_lane + b), block_key = first_key + 16 * b;
-        const T* from = static_cast<const T*>(cache) + offset_of_key(in, block, block_key, tile.kv_head) + 8 * chunk;
+        const int64 offset = __shfl_sync(FULL_WARP, offsets, first_lane + b);
 #pragma unroll
         for (int pass = 0; pass < 16; pass += ROWS_PER_PASS) {
-            const int row = pass + thread_row, key = block_key + row;
-            cp_async_16(to + panel_offset(KEYS, 16 * b + row, chunk), from + row * row_stride,
-                        key >= steps.begin_key && key < steps.end_key);
+            const int key = first_key + 16 * b + pass + thread_row;
+            const bool is_seen = IS_WHOLE || (key >= steps.begin_key && key < steps.end_key);
+            cp_async_16(to + panel_offset(KEYS, pass + thread_row, chunk) + 16 * b * PANEL_ROW_BYTES,
+                        from + offset + pass * row_stride, is_seen);
         }
     }
 }
@@ -90,18 +90,24 @@ template <typename T, int D, int KEYS, typename L>
 __device__ __forceinline__ void produce(const AttentionInputs& in, const QueryTile& tile, const Steps& steps,
                                         uint32 shared, const Pipeline& k_pipeline, const Pipeline& v_pipeline) {
     constexpr int STEPS_PER_FETCH = WARP_SIZE * 16 / KEYS;
-    int blocks = 0;
+    int64 offsets = 0;
     load_queries<T, D, L>(in, tile, shared);
     for (int step = 0; step < steps.count; ++step) {
         const int first_key = steps.first_key + step * KEYS, first_lane = step % STEPS_PER_FETCH * (KEYS / 16);
-        if (first_lane == 0) blocks = block_of_key(in, tile.seq, first_key + threadIdx.x % WARP_SIZE * 16);
-        const uint32 stage = step % STAGES * L::KEY_BYTES;
-        k_pipeline.wait_empty(step);
-        load_keys<T, D, KEYS, L>(in, in.k_cache, tile, steps, first_key, blocks, first_lane, shared + L::K_OFFSET + stage);
-        k_pipeline.signal_full(step);
-        v_pipeline.wait_empty(step);
-        load_keys<T, D, KEYS, L>(in, in.v_cache, tile, steps, first_key, blocks, first_lane, shared + L::V_OFFSET + stage);
-        v_pipeline.signal_full(step);
+        if (first_lane == 0) {
+            const int key = first_key + threadIdx.x % WARP_SIZE * 16;
+            offsets = offset_of_key(in, block_of_key(in, tile.seq, key), key, tile.kv_head);
+        }
+        const bool is_whole = first_key >= steps.begin_key && first_key + KEYS <= steps.end_key;
+        const auto load = [&](const Pipeline& pipeline, const void* cache, uint32 to) {
+            pipeline.wait_empty(step);
+            to += step % STAGES * L::KEY_BYTES;
+            if (is_whole) load_keys<T, D, KEYS, true, L>(in, cache, steps, first_key, offsets, first_lane, to);
+            else load_keys<T, D, KEYS, false, L>(in, cache, steps, first_key, offsets, first_lane, to);
+            pipeline.signal_full(step);
+        };
+        load(k_pipeline, in.k_cache, shared + L::K_OFFSET);
+        load(v_pipeline, in.v_cache, shared + L::V_OFFSET);
     }
 }
 
