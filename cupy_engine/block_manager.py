@@ -14,13 +14,14 @@ import hashlib
 from array import array
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+import msgspec
 
 from cupy_engine.block_pool import BlockPool
 
 
-@dataclass(slots=True)
-class Reservation:
+class Reservation(msgspec.Struct, gc=False):
     """What changed in a sequence's block table: columns ``first_changed`` on now hold ``block_ids``.
 
     ``copies`` are (source, destination) blocks to copy before the step writes.
@@ -28,7 +29,7 @@ class Reservation:
 
     first_changed: int
     block_ids: list[int]
-    copies: list[tuple[int, int]] = field(default_factory=list)
+    copies: list[tuple[int, int]] = []
 
 
 @dataclass(slots=True)

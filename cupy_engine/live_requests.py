@@ -77,4 +77,6 @@ class LiveRequests:
         return [r for r in passed if r is not None and r.deadline_s is not None and r.deadline_s <= now_s]
 
     def remove(self, request: Request) -> None:
+        """Forget an ended request, and take the cycle of references apart, so that it need not be found as garbage."""
         del self._requests[request.request_id]
+        request.sequences.clear()

@@ -64,7 +64,7 @@ class RefusalReport(msgspec.Struct, kw_only=True, tag="refusals"):
 Command = GenerateRequest | AbortRequest | StatsRequest | RefusalReport
 
 
-class TokenLogprobs(msgspec.Struct, array_like=True):
+class TokenLogprobs(msgspec.Struct, array_like=True, gc=False):
     """Natural-log probabilities at one position, from the model's raw logits (before penalties and temperature).
 
     ``rank`` is the chosen token's, 1 for the most likely. ``top`` holds (token id, logprob), most likely first.
@@ -76,7 +76,7 @@ class TokenLogprobs(msgspec.Struct, array_like=True):
     top: list[tuple[int, float]]
 
 
-class SequenceOutput(msgspec.Struct, kw_only=True, omit_defaults=True, tag="output"):
+class SequenceOutput(msgspec.Struct, kw_only=True, omit_defaults=True, tag="output", gc=False):
     """What one step added to sequence ``index`` of a request.
 
     ``prompt_logprobs`` comes once, with sequence 0's first output: one entry per prompt token, ``None`` for the first.

@@ -4,6 +4,8 @@ A *slot* is a sequence's seat in the worker: block table row, last sampled token
 so that a steady decode step has almost nothing to say.
 
     scheduler ── StepPlan ──▶ worker ── StepResult ──▶ scheduler
+
+What there is one of per token, or nearly, is kept from the garbage collector (``gc=False``): it is in no cycle.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ class TokenMask(msgspec.Struct, array_like=True):
     allowed: bytes
 
 
-class BlockTableWrite(msgspec.Struct, array_like=True):
+class BlockTableWrite(msgspec.Struct, array_like=True, gc=False):
     """Write ``block_ids`` into a slot's block table from column ``first`` on."""
 
     slot: int
@@ -51,7 +53,7 @@ class BlockTableWrite(msgspec.Struct, array_like=True):
     block_ids: list[int]
 
 
-class ScheduledSequence(msgspec.Struct, array_like=True):
+class ScheduledSequence(msgspec.Struct, array_like=True, gc=False):
     """Compute positions ``[start, start + num_tokens)`` of the sequence in ``slot``.
 
     ``token_ids`` are the ids at those positions; empty means one token: the last sampled in this slot, which the host

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from cupy_engine.block_manager import Reservation
 from cupy_engine.plan import BlockTableWrite, ScheduledSequence, SlotSetup, StepPlan, TokenMask
 from cupy_engine.request import Sequence
 
 
-@dataclass(slots=True)
-class PlannedSequence:
+class PlannedSequence(msgspec.Struct, gc=False):
     """Whose tokens a plan's entry computes, and who draws a token from it."""
 
     sequence: Sequence
