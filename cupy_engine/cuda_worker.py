@@ -122,10 +122,7 @@ class CudaWorker:
         width, max_num_seqs = self._table_width, self._max_num_seqs
         return (
             [StepShape.decode(n, width) for n in batch_buckets(max_num_seqs)],
-            [
-                StepShape.mixed(n, max_num_seqs, width, _MAX_PREFILLS)
-                for n in token_buckets(self._max_num_graph_tokens)
-            ],
+            [StepShape.mixed(n, max_num_seqs, width, _MAX_PREFILLS) for n in token_buckets(self._max_num_graph_tokens)],
         )
 
     def _largest_first(self) -> list[StepShape]:

@@ -7,6 +7,8 @@ device    [ token_ids | positions | … | block_tables | … ]   always the same
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -79,12 +81,7 @@ class StepArrays:
     @classmethod
     def view(cls, memory: Array, shape: StepShape) -> StepArrays:
         """Lay a step of this shape out in a flat int32 array."""
-        views, offset = [], 0
-        for lengths in _lengths(shape):
-            size = int(np.prod(lengths))
-            views.append(memory[offset : offset + size].reshape(lengths))
-            offset += _padded(size)
-        return cls(*views)
+        return cls(*(memory[place].reshape(lengths) for place, lengths in _layout(shape)))
 
     def fill(self, step: PackedStep) -> None:
         """Copy a step in; what lies beyond it becomes padding: tokens of nobody, sequences without tokens, no draws."""
@@ -110,13 +107,21 @@ def _lengths(shape: StepShape) -> list[tuple[int, ...]]:
     return [tokens, tokens, tokens, start, sequences, table, (shape.num_rows,), draws, draws, draws]
 
 
-def _padded(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
+@functools.lru_cache(maxsize=1024)
+def _layout(shape: StepShape) -> list[tuple[slice, tuple[int, ...]]]:
+    """Where each array lies in flat memory, and its lengths."""
+    layout, offset = [], 0
+    for lengths in _lengths(shape):
+        size = math.prod(lengths)
+        layout.append((slice(offset, offset + size), lengths))
+        offset += -(-size // _ALIGNMENT) * _ALIGNMENT
+    return layout
 
 
 def num_ints(shape: StepShape) -> int:
     """int32s that a step of this shape takes."""
-    return sum(_padded(int(np.prod(lengths))) for lengths in _lengths(shape))
+    end: int = _layout(shape)[-1][0].stop
+    return -(-end // _ALIGNMENT) * _ALIGNMENT
 
 
 class StepBuffers:
