@@ -52,7 +52,7 @@ class GraphSet(Generic[Key]):
         return int(self._pool.total_bytes())
 
     def warm_up(self, keys: Iterable[Key]) -> None:
-        """Compute for every key: what compiles or times GEMM algorithms may not be captured. Largest first, see below."""
+        """Compute for every key: compiling and timing GEMM algorithms may not be captured. Largest first, see below."""
         for key in keys:
             self._run_eagerly(key)
 
