@@ -142,6 +142,8 @@ UNSUPPORTED = {
             "chat_template",
             "use_beam_search",
             "prompt_embeds",
+            "previous_response_id",
+            "conversation",
             "audio",
             "prediction",
             "web_search_options",

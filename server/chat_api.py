@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from typing import Any
 
 from flask import Response, request
+
+from cupy_engine.messages import GenerateRequest
+from cupy_engine.sampling_params import SamplingParams
 
 from . import validation
 from .answering import Answering, check_model, json_response, wants_usage
@@ -18,6 +22,16 @@ from .tool_formats import detect_family, mark_of
 from .tool_use import ToolUse, tool_use
 
 
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A chat that is ready for the engine."""
+
+    prompt: str
+    requests: list[GenerateRequest]
+    params: SamplingParams
+    options: AnswerOptions
+
+
 class ChatApi(Answering):
     """The handler of chats."""
 
@@ -25,6 +39,18 @@ class ChatApi(Answering):
         body = read_body(request, ChatRequest, self.config)
         fields = body.fields
         check_model(self.service, fields.model)
+        chat = self.prepare(fields)
+        kind = "chat.completion.chunk" if fields.stream else "chat.completion"
+        envelope = self.envelope("chatcmpl", kind, fields)
+        generation = self.start(envelope, chat.requests, [chat.prompt])
+        if fields.stream:
+            chunks = ChatChunks(envelope, chat.options, chat.params.n, include_usage=wants_usage(fields))
+            return self.stream(generation, chunks, body)
+        with contextlib.closing(generation):
+            return json_response(chat_completion(envelope, generation.run()[0], chat.options), body)
+
+    def prepare(self, fields: ChatRequest) -> Chat:
+        """Check, render and tokenize. Raises ApiError or InvalidRequestError naming the field at fault."""
         tools = tool_use(fields, self._tool_family())
         params = validation.chat_params(fields, self.config, self._changes_for(tools, fields))
         messages = messages_of(fields.messages)
@@ -37,14 +63,7 @@ class ChatApi(Answering):
             prompt_logprobs=fields.prompt_logprobs is not None,
             tools=tools,
         )
-        kind = "chat.completion.chunk" if fields.stream else "chat.completion"
-        envelope = self.envelope("chatcmpl", kind, fields)
-        generation = self.start(envelope, requests, [prompt])
-        if fields.stream:
-            chunks = ChatChunks(envelope, options, params.n, include_usage=wants_usage(fields))
-            return self.stream(generation, chunks, body)
-        with contextlib.closing(generation):
-            return json_response(chat_completion(envelope, generation.run()[0], options), body)
+        return Chat(prompt, requests, params, options)
 
     def _tool_family(self) -> str:
         chosen, template = self.config.tool_call_parser, self.front_end.chat_template

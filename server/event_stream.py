@@ -113,4 +113,6 @@ def error_event(error: Exception) -> bytes:
 
 
 def _event(body: Json) -> bytes:
-    return b"data: " + msgspec.json.encode(body) + b"\n\n"
+    """One event, with a name if its body has a type: those of the Responses API do."""
+    name = b"event: " + body["type"].encode() + b"\n" if "type" in body else b""
+    return name + b"data: " + msgspec.json.encode(body) + b"\n\n"

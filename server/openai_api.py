@@ -12,6 +12,7 @@ from .completions_api import CompletionsApi
 from .embeddings_api import EmbeddingsApi
 from .generation import Service
 from .logprob_format import Json
+from .responses_api import ResponsesApi
 
 
 def openai_blueprint(service: Service) -> Blueprint:
@@ -19,6 +20,7 @@ def openai_blueprint(service: Service) -> Blueprint:
     routes, models = Blueprint("openai", __name__), ModelsApi(service)
     routes.post("/v1/completions")(CompletionsApi(service).completions)
     routes.post("/v1/chat/completions")(ChatApi(service).chat_completions)
+    routes.post("/v1/responses")(ResponsesApi(service).responses)
     routes.post("/v1/embeddings")(EmbeddingsApi(service).embeddings)
     routes.get("/v1/models")(models.models)
     routes.get("/v1/models/<path:name>")(models.model)
