@@ -99,7 +99,8 @@ class Answering:
         self, envelope: Envelope, requests: list[GenerateRequest], prompts: Sequence[str | list[int]]
     ) -> Generation:
         texts = [prompt if isinstance(prompt, str) else None for prompt in prompts]
-        return Generation(self.service, envelope.id, requests, texts, request.environ.get("gunicorn.socket"))
+        connection = request.environ.get("gunicorn.socket")
+        return Generation(self.service, envelope.id, requests, texts, connection, g.get("api_key"))
 
     def stream(self, generation: Generation, chunks: Chunks, body: Body[Any]) -> Response:
         """Begin the answer once something has come, so that a refusal still has its own status."""

@@ -17,6 +17,7 @@ from .client_watcher import ClientWatcher
 from .engine_client import EngineClient
 from .engine_launcher import EngineProcess, ensure_engine
 from .generation import Service
+from .key_limits import KeyLimits
 from .logs import configure_logging
 from .server_config import ServerConfig, split_options
 from .wire import EngineStatus
@@ -53,7 +54,8 @@ def assemble(front_end: FrontEnd, engine_config: EngineConfig, config: ServerCon
     rule = AdmissionRule(engine_config.max_queue_len, engine_config.slo_ttft_s)
     client = EngineClient(engine.folder, stall_timeout_s=config.stall_timeout_s, rule=rule)
     client.on_ready.append(adopt_limits)
-    app = create_app(Service(front_end, client, ClientWatcher(), engine_config, config))
+    key_limits = KeyLimits(engine.folder, config) if config.limits_keys else None
+    app = create_app(Service(front_end, client, ClientWatcher(), engine_config, config, key_limits))
     app.extensions["engine_client"] = client
     app.extensions["engine_process"] = engine
     return app

@@ -17,9 +17,10 @@ from cupy_engine.frontend import FrontEnd
 from cupy_engine.messages import AbortRequest, GenerateRequest, SequenceOutput
 from cupy_engine.outputs import CompletionDelta, RequestOutput
 
-from .api_errors import ClientGoneError
+from .api_errors import ApiError, ClientGoneError
 from .client_watcher import ClientWatcher
 from .engine_client import EngineClient
+from .key_limits import KeyLimits, Lease
 from .logs import line
 from .mailbox import Mail
 from .server_config import ServerConfig
@@ -38,6 +39,7 @@ class Service:
     watcher: ClientWatcher
     engine_config: EngineConfig
     config: ServerConfig
+    key_limits: KeyLimits | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +62,11 @@ class Generation:
         requests: from :meth:`FrontEnd.make_request`.
         prompts: their texts, ``None`` where token ids were given.
         connection: the client's; when it is closed, everything is aborted.
+        api_key: the client's, if clients have keys.
 
     Raises:
         EngineDeadError: the engine takes no requests.
+        QueueFullError, ApiError: it has too many, or this key has.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class Generation:
         requests: Sequence[GenerateRequest],
         prompts: Sequence[str | None],
         connection: socket.socket | None,
+        api_key: str | None = None,
     ) -> None:
         self._service = service
         self._name = name
@@ -85,7 +90,12 @@ class Generation:
         self._outcome = "aborted"
         self._is_open = True
         self.connection = connection
-        self._mailbox = service.client.submit(requests)
+        self._lease = self._enter(api_key)
+        try:
+            self._mailbox = service.client.submit(requests)
+        except Exception:
+            self._leave()
+            raise
         if connection is not None:
             service.watcher.watch(connection, lambda: self._mailbox.put(ClientGoneError()))
 
@@ -158,9 +168,27 @@ class Generation:
         for request, collector in zip(self._requests, self._collectors, strict=True):
             (done if collector.finished else live).append(request.request_id)
         self._service.client.forget(done)
+        self._leave()
         if live:
             self._service.client.abort(live)
         self._log()
+
+    def _enter(self, api_key: str | None) -> Lease | None:
+        limits = self._service.key_limits
+        if limits is None or api_key is None:
+            return None
+        try:
+            return limits.enter(api_key)
+        except ApiError:
+            self._service.client.refused("key_limit")
+            raise
+
+    def _leave(self) -> None:
+        """What the requests took counts against their key; those that were refused took nothing."""
+        if self._lease is not None:
+            results = [result for result in self.results() if result.metrics.first_token_time_s is not None]
+            outputs = sum(len(output.token_ids) for result in results for output in result.outputs)
+            self._lease.close(outputs + sum(len(result.prompt_token_ids) for result in results))
 
     def _collect(self, output: SequenceOutput) -> list[PromptDelta]:
         index = self._index[output.request_id]

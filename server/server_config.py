@@ -19,6 +19,8 @@ class ServerConfig:
 
     Args:
         api_keys: keys of which a client must send one (``Authorization: Bearer KEY``); none means no check.
+        key_max_requests: most requests of one key at a time.
+        key_requests_per_minute, key_tokens_per_minute: budget of one key; tokens are those of prompts and answers.
         strict: refuse unknown request fields instead of ignoring them with a warning header.
         request_timeout_s: longest time for one request; its own ``timeout_s`` may be shorter.
         drain_timeout_s: time for running requests to finish when the server is asked to end.
@@ -41,6 +43,9 @@ class ServerConfig:
     """
 
     api_keys: tuple[str, ...] = ()
+    key_max_requests: int | None = None
+    key_requests_per_minute: int | None = None
+    key_tokens_per_minute: int | None = None
     strict: bool = False
     request_timeout_s: float = 600.0
     drain_timeout_s: float = 30.0
@@ -65,8 +70,18 @@ class ServerConfig:
             raise ConfigError("tool_call_parser", f"must be one of {allowed}, got {self.tool_call_parser!r}")
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
+            if value is None and name in _KEY_LIMITS:
+                continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
                 raise ConfigError(name, f"must be between {low:g} and {high:g}, got {value!r}")
+        if self.limits_keys and not self.api_keys:
+            name = next(name for name in _KEY_LIMITS if getattr(self, name) is not None)
+            raise ConfigError(name, "needs api_keys: without keys clients cannot be told apart")
+
+    @property
+    def limits_keys(self) -> bool:
+        """Whether keys have limits."""
+        return any(getattr(self, name) is not None for name in _KEY_LIMITS)
 
 
 def _checked_keys(keys: Any) -> tuple[str, ...]:
@@ -79,7 +94,9 @@ def _checked_keys(keys: Any) -> tuple[str, ...]:
 
 
 _DAY_S = 86400.0
+_KEY_LIMITS = ("key_max_requests", "key_requests_per_minute", "key_tokens_per_minute")
 _RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(_KEY_LIMITS, (1, 1 << 40)),
     "request_timeout_s": (0.001, _DAY_S),
     "drain_timeout_s": (0, _DAY_S),
     "keep_alive_comment_s": (0.01, _DAY_S),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from cupy_engine.server.app import create_app
 from cupy_engine.server.client_watcher import ClientWatcher
 from cupy_engine.server.generation import Service
+from cupy_engine.server.key_limits import KeyLimits
 from cupy_engine.server.server_config import ServerConfig
 from fake_engine import FakeEngineClient, Script
 from flask.testing import FlaskClient
@@ -23,7 +26,11 @@ class Api:
 
     def __init__(self, front_end: FrontEnd, script: Script, engine: EngineConfig, server: ServerConfig) -> None:
         self.engine = FakeEngineClient(script)
-        self.app = create_app(Service(front_end, self.engine, ClientWatcher(), engine, server))
+        self.key_limits: KeyLimits | None = None
+        if server.limits_keys:
+            with tempfile.TemporaryDirectory() as folder:
+                self.key_limits = KeyLimits(Path(folder), server)
+        self.app = create_app(Service(front_end, self.engine, ClientWatcher(), engine, server, self.key_limits))
         self.http: FlaskClient = self.app.test_client()
 
     def post(self, path: str, body: object, **more: Any):

@@ -31,6 +31,7 @@ class FakeEngineClient(EngineClient):
         self.fake_state = "ready"
         self.requests: list[GenerateRequest] = []
         self.aborted: list[str] = []
+        self.refusals: list[str] = []
         self.sent: list[Command] = []
         self._counter = itertools.count(1)
 
@@ -52,6 +53,9 @@ class FakeEngineClient(EngineClient):
             for output in self.script(request):
                 mailbox.put([output])
         return mailbox
+
+    def refused(self, reason: str) -> None:
+        self.refusals.append(reason)
 
     def send(self, commands: Sequence[Command]) -> None:
         self.sent.extend(commands)

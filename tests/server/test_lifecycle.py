@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import threading
@@ -240,6 +241,10 @@ def test_queue_full_is_429(long_model: tuple[str, ...]) -> None:
         wait_until(lambda: server.metric("num_requests_waiting") == 1, 5, "one waits")
         status, answer = server.call("/v1/completions", PROMPT)
         assert (status, answer["error"]["code"]) == (429, "queue_full")
+        wait_until(lambda: server.call("/load")[1]["expected_wait_s"] > 0, 5, "the queue's pace is known")
+        assert server.call("/v1/completions", PROMPT)[0] == 429
+        pattern = r'admission_rejections_total\{.*reason="queue_full"\} 2\.0'
+        wait_until(lambda: re.search(pattern, server.call("/metrics")[1]) is not None, 5, "both are counted")
         for stream in streams:
             stream.close()
         wait_until(server.is_idle, 2, "both are gone, also the one that waited")
