@@ -10,6 +10,7 @@ from cupy_engine.messages import GenerateRequest
 from cupy_engine.request import Request, Sequence, SequenceStatus, check_fits
 from cupy_engine.request_queue import DeadlineQueue
 
+SPARE_DEADLINES = 1000  # of ended requests
 SEED_MASK = (1 << 64) - 1
 GOLDEN_RATIO_64 = 0x9E3779B97F4A7C15
 
@@ -68,6 +69,8 @@ class LiveRequests:
         self._requests[request.request_id] = request
         if request.deadline_s is not None:
             self._deadlines.push(request.deadline_s, request.request_id)
+            if len(self._deadlines) > 2 * len(self._requests) + SPARE_DEADLINES:
+                self._deadlines.sweep(self._requests)
         return request
 
     def late(self, now_s: float) -> list[Request]:

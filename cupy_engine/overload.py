@@ -8,8 +8,9 @@ import msgspec
 
 from cupy_engine.errors import QueueFullError
 
-HALF_LIFE_S = 5.0  # of what is remembered about the queue
+HALF_LIFE_S = 3.0  # of what is remembered about the queue
 MAX_RETRY_AFTER_S = 60.0
+_MARGIN = 0.8  # of a target is planned for: what is expected may come later
 
 
 class EngineLoad(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -80,8 +81,8 @@ class AdmissionRule:
             raise QueueFullError(f"{message}; try again later", _retry_after_s(load.wait_s))
         if self.slo_ttft_s is not None and load.num_waiting:
             ttft_s = load.wait_s + load.prefill_s
-            if ttft_s > self.slo_ttft_s:
-                message = f"the first token would come in {ttft_s:.1f} s, later than slo_ttft_s = {self.slo_ttft_s:g}"
+            if ttft_s > self.slo_ttft_s * _MARGIN:
+                message = f"the first token would come in {ttft_s:.1f} s, too late for slo_ttft_s = {self.slo_ttft_s:g}"
                 raise QueueFullError(
                     f"{message}; try again later", _retry_after_s(ttft_s - self.slo_ttft_s), "slo_ttft"
                 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Protocol
 
 from cupy_engine.request import Request, Sequence
@@ -88,13 +88,21 @@ class WaitingQueue:
 
 
 class DeadlineQueue:
-    """Request ids by the time at which they must have ended. Requests that end earlier stay in until their time."""
+    """Request ids by the time at which they must have ended; those that end earlier stay in until swept out."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, str]] = []
 
+    def __len__(self) -> int:
+        return len(self._heap)
+
     def push(self, deadline_s: float, request_id: str) -> None:
         heapq.heappush(self._heap, (deadline_s, request_id))
+
+    def sweep(self, live: Container[str]) -> None:
+        """Drop the ids that are not in ``live``."""
+        self._heap = [entry for entry in self._heap if entry[1] in live]
+        heapq.heapify(self._heap)
 
     def pop_passed(self, now_s: float) -> list[str]:
         passed = []

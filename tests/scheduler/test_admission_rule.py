@@ -28,7 +28,7 @@ def test_a_full_queue_refuses_and_says_when_it_will_have_drained():
 
 def test_who_would_get_a_first_token_too_late_is_refused():
     rule = AdmissionRule(max_queue_len=1000, slo_ttft_s=2.0)
-    rule.check(EngineLoad(num_waiting=7, admitted_per_s=5.0, prefill_s=0.3))
+    rule.check(EngineLoad(num_waiting=4, admitted_per_s=5.0, prefill_s=0.5))
     error = refusal(rule, EngineLoad(num_waiting=29, admitted_per_s=5.0, prefill_s=0.5))
     assert (error.reason, error.retry_after_s) == ("slo_ttft", 4.5)
     assert "6.5 s" in str(error)
@@ -44,7 +44,7 @@ def test_the_rate_is_measured_only_while_somebody_waits():
     assert meter.admitted_per_s is None, "there was no queue in those 100 s"
     for second in range(1, 41):
         meter.observe(100.0 + second, num_waiting=5, num_admitted=7 + 20 * second)
-    assert meter.admitted_per_s == pytest.approx(20.0, rel=0.01)
+    assert meter.admitted_per_s == pytest.approx(20.0, rel=0.03)
     meter.observe(140.5, num_waiting=0, num_admitted=807)
     before = meter.admitted_per_s
     meter.observe(500.0, num_waiting=1, num_admitted=808)
