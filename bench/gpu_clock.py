@@ -29,15 +29,15 @@ from .report import Figures
 _NVML_PERIOD_S = 0.05
 
 
-@contextmanager
-def busy_figures(engine: Engine) -> Iterator[Figures]:
-    """A dict that is filled, when the context ends, with what was seen during it.
-
-    Raises:
-        ConfigError: the engine does not run on a GPU.
-    """
+def require_gpu(engine: Engine) -> None:
+    """Raises ConfigError for an engine on the CPU."""
     if not engine.info.gpu_ids:
         raise ConfigError("gpu_busy", f"is measured on a GPU, and the engine runs on {engine.info.backend}")
+
+
+@contextmanager
+def busy_figures(engine: Engine) -> Iterator[Figures]:
+    """A dict that is filled, when the context ends, with what was seen during it."""
     figures: Figures = {}
     core = engine._core
     with (

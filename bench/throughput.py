@@ -18,7 +18,7 @@ from cupy_engine.outputs import RequestOutput
 
 from . import offline
 from .baseline import run_baseline
-from .gpu_clock import busy_figures
+from .gpu_clock import busy_figures, require_gpu
 from .report import Figure, Figures, Row
 from .workloads import Workload
 
@@ -45,6 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _measure(engine: Engine, workload: Workload, repeat: int, *, watches_gpu: bool) -> Figures:
+    if watches_gpu:
+        require_gpu(engine)
     rng = np.random.default_rng(0)
     run_once(engine, workload, rng, min(_WARM_UP_TOKENS, workload.output_len))
     runs = [run_once(engine, workload, rng, workload.output_len) for _ in trange(repeat, unit="run", disable=None)]

@@ -12,6 +12,11 @@ def bench(arguments: argparse.Namespace) -> int:
     """Parse the benchmark's own options and run it; the exit status."""
     name = _MODULES.get(arguments.benchmark, arguments.benchmark)
     module = import_module(f"cupy_engine.bench.{name}")
-    parser = argparse.ArgumentParser(prog=f"cupy-engine bench {arguments.benchmark}", description=module.__doc__)
+    parser = argparse.ArgumentParser(
+        prog=f"cupy-engine bench {arguments.benchmark}",
+        usage="%(prog)s [options]",
+        description=module.__doc__,
+        allow_abbrev=False,
+    )
     module.add_arguments(parser)
     return int(module.run(parser.parse_args(arguments.rest)))
