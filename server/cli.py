@@ -20,6 +20,10 @@ from .server_config import ServerConfig
 DEFAULT_MODEL = EngineConfig.model
 MODEL_HELP = "built-in name, folder, .gguf file or hub id (default: %(default)s)"
 CLI_SAMPLING_DEFAULTS = {"temperature": 0.0, "max_tokens": 512}
+PLANNED_OPTIONS = (
+    *("dtype", "device", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "num_kv_blocks"),
+    *("kv_cache_memory_bytes", "gpu_memory_utilization"),
+)
 _NOT_ON_A_TERMINAL = {"logprobs", "prompt_logprobs", "truncate_prompt_tokens", "allowed_token_ids", "logit_bias"}
 
 
@@ -63,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_chat(commands)
     _add_serve(commands)
     _add_models(commands)
+    _add_doctor(commands)
     _add_bench(commands)
     return parser
 
@@ -118,6 +123,23 @@ def _add_serve(commands: Commands[argparse.ArgumentParser]) -> None:
 def _add_models(commands: Commands[argparse.ArgumentParser]) -> None:
     text = "List built-in models, what of them is cached, and the architectures that can be run."
     parser = _command(commands, "models", ".models:models", text)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_doctor(commands: Commands[argparse.ArgumentParser]) -> None:
+    text = "Say what this machine has for the engine, what is missing, and how a model would fit into its memory."
+    parser = _command(commands, "doctor", ".doctor:doctor", text)
+    parser.add_argument("-m", "--model", help="plan memory for this model: built-in name, folder, .gguf file or hub id")
+    parser.add_argument(
+        "--gpu-memory-gib", type=float, metavar="X", help="plan for a GPU with this much memory instead of those here"
+    )
+    add_options(parser.add_argument_group("engine"), EngineConfig, only=PLANNED_OPTIONS)
+    parser.add_argument(
+        "--compile", action="store_true", help="build every kernel; fail on errors and spilled registers"
+    )
+    parser.add_argument(
+        "--arch", action="append", metavar="ARCH", help="with --compile: for this architecture only; may be repeated"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
