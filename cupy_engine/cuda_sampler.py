@@ -60,8 +60,8 @@ class CudaSampler:
 
     @property
     def max_bytes_per_slot(self) -> int:
-        """Device memory of a slot that makes use of everything: counts, two bitmaps over the vocabulary, lists."""
-        return self._counts.bytes_per_row + self._vocab_size // 4 + _MAX_LIST_BYTES
+        """Device memory of a slot that makes use of everything: counts, bitmaps over the vocabulary, lists."""
+        return self._counts.bytes_per_row + self._vocab_size // 2 + _MAX_LIST_BYTES
 
     @property
     def counts_bytes_per_slot(self) -> int:

@@ -81,7 +81,10 @@ def test_a_share_too_small_is_refused(wide_model: Path) -> None:
 
 
 def test_weights_too_large_are_refused_before_they_are_made(wide_model: Path) -> None:
-    config = json.loads((wide_model / "config.json").read_text()) | {"hidden_size": 65536, "num_hidden_layers": 64}
+    config = json.loads((wide_model / "config.json").read_text()) | {
+        "intermediate_size": 1 << 20,
+        "num_hidden_layers": 512,
+    }
     (wide_model / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match=r"model: the weights take \d+ MiB, but CUDA .* has room for \d+ MiB"):
         open_engine(wide_model)
