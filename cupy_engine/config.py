@@ -34,7 +34,7 @@ class EngineConfig:
         max_num_seqs: most sequences in one step.
         max_num_batched_tokens: token budget of one step; longer prompts are computed in chunks.
         max_num_mixed_tokens: prompt tokens of a step in which sequences decode, so that long prompts do not hold up
-            streams; default: the backend's.
+            streams; default: the backend's for a server, no limit of their own in :class:`~cupy_engine.Engine`.
         block_size: tokens per KV block.
         num_kv_blocks: KV blocks, instead of a size computed from memory.
         kv_cache_memory_bytes: memory for the KV cache on the CPU; default: up to 4 GiB of what is free.

@@ -109,7 +109,7 @@ class CudaBackend:
             CudaSampler(num_slots, model_config.vocab_size, self.device),
             SlotTable(num_slots, table_width, config.block_size),
             max_num_tokens=config.max_num_batched_tokens,
-            max_num_graph_tokens=min(config.max_num_batched_tokens, self.max_num_mixed_tokens),
+            max_num_graph_tokens=min(config.max_num_batched_tokens, self.max_num_mixed_tokens + num_slots),
             max_num_seqs=num_slots,
             table_width=table_width,
             max_steps_in_flight=config.max_steps_in_flight or self.max_steps_in_flight,

@@ -31,7 +31,7 @@ from cupy_engine.slot_table import PackedStep, SlotTable
 from cupy_engine.step_buffers import StepArrays, StepBuffers, StepShape
 from cupy_engine.worker import move_blocks
 
-_MAX_PREFILLS = 8  # sequences of a graph that may compute several tokens: each costs attention an idle block per head
+_MAX_PREFILLS = 16  # sequences of a graph that may compute several tokens: each costs attention an idle block per head
 _NO_TOKEN = {-1: StepError(NOT_FINITE, "internal"), -2: StepError(NOTHING_ALLOWED, "invalid")}
 
 
