@@ -1,8 +1,11 @@
 """How long the host works on a step.
 
-    host   | update n-1, outputs, schedule n+1, submit n+1 | wait for n |
+    engine's thread   | update n-1, outputs, schedule n+1, submit n+1 | wait for n |
+                      |---------------------- turn ------------------|
 
-Its work is the time between two results less the wait for the second one.
+A turn is the wall time between two results less the wait for the second one; in it the thread also waits for Python's
+lock, which who collects the outputs in the same process holds as well (in a server nobody does). Work is the CPU time of
+the thread in a turn, and so are the parts of it.
 """
 
 from __future__ import annotations
@@ -23,16 +26,31 @@ from .replaced import replaced
 from .report import Figures
 
 
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """On the wall and on the CPU clock of the calling thread, in seconds."""
+
+    wall_s: float
+    cpu_s: float
+
+    @classmethod
+    def now(cls) -> _Moment:
+        return cls(time.monotonic(), time.thread_time())
+
+
+_START = _Moment(0.0, 0.0)
+
+
 @dataclass(slots=True)
 class HostStep:
-    """Seconds that the engine's thread spent on a step; ``done_s`` is when its result was there."""
+    """CPU seconds of the parts of a step, and when the wait for its result began and ended, by both clocks."""
 
     num_sequences: int
     is_decode: bool
     schedule_s: float
     submit_s: float
-    wait_s: float = 0.0
-    done_s: float = 0.0
+    wait: _Moment = _START
+    done: _Moment = _START
     update_s: float = 0.0
 
 
@@ -51,23 +69,23 @@ class HostClock:
         schedule, submit, update = scheduler.schedule, executor.submit, scheduler.update
 
         def timed_schedule() -> StepPlan | None:
-            start_s = time.monotonic()
+            start_s = time.thread_time()
             plan = schedule()
-            clock._schedule_s = time.monotonic() - start_s
+            clock._schedule_s = time.thread_time() - start_s
             return plan
 
         def timed_submit(plan: StepPlan) -> StepHandle:
-            start_s = time.monotonic()
+            start_s = time.thread_time()
             handle = submit(plan)
             num_sequences = len(plan.sequences)
-            times = (clock._schedule_s, time.monotonic() - start_s)
+            times = (clock._schedule_s, time.thread_time() - start_s)
             step = clock._steps[plan.step_id] = HostStep(num_sequences, plan.num_tokens == num_sequences, *times)
             return _TimedHandle(handle, step)
 
         def timed_update(result: StepResult) -> Any:
-            start_s = time.monotonic()
+            start_s = time.thread_time()
             outputs = update(result)
-            clock._steps[result.step_id].update_s = time.monotonic() - start_s
+            clock._steps[result.step_id].update_s = time.thread_time() - start_s
             return outputs
 
         with ExitStack() as stack:
@@ -88,7 +106,8 @@ class HostClock:
         if not full:
             return {}
         return {
-            "host_work_s": median(step.done_s - before.done_s - step.wait_s for before, step in full),
+            "host_turn_s": median(step.wait.wall_s - before.done.wall_s for before, step in full),
+            "host_work_s": median(step.wait.cpu_s - before.done.cpu_s for before, step in full),
             "host_schedule_s": median(step.schedule_s for _, step in full),
             "host_submit_s": median(step.submit_s for _, step in full),
             "host_update_s": median(step.update_s for _, step in full),
@@ -101,8 +120,7 @@ class _TimedHandle:
         self._step = step
 
     def result(self) -> StepResult:
-        start_s = time.monotonic()
+        self._step.wait = _Moment.now()
         result = self._handle.result()
-        self._step.done_s = time.monotonic()
-        self._step.wait_s = self._step.done_s - start_s
+        self._step.done = _Moment.now()
         return result

@@ -119,8 +119,9 @@ def test_the_host_clock_leaves_no_trace() -> None:
             engine.generate([[1, 2, 3], [4, 5]], SamplingParams(max_tokens=6, ignore_eos=True), progress=False)
         assert [set(vars(part)) for part in parts] == before
     figures = clock.figures()
-    assert figures.keys() == {"host_work_s", "host_schedule_s", "host_submit_s", "host_update_s"}
+    assert figures.keys() == {f"host_{name}_s" for name in ("turn", "work", "schedule", "submit", "update")}
     assert figures["host_work_s"] > figures["host_submit_s"] > 0  # in this process, a step is computed in submit
+    assert figures["host_turn_s"] > 0
 
 
 def test_text_output_and_a_single_token(capsys: pytest.CaptureFixture[str]) -> None:
