@@ -3,9 +3,9 @@
     engine's thread   | update n-1, outputs, schedule n+1, submit n+1 | wait for n |
                       |---------------------- turn ------------------|
 
-A turn is the wall time between two results less the wait for the second one; in it the thread also waits for Python's
-lock, which who collects the outputs in the same process holds as well (in a server nobody does). Work is the CPU time of
-the thread in a turn, and so are the parts of it.
+A turn is the wall time between two results less the wait for the second one. In it the thread also waits for Python's
+lock, which whoever collects the outputs in the same process holds as well (in a server nobody does). Work is the CPU
+time of the thread in a turn, and so are the parts of it.
 """
 
 from __future__ import annotations
