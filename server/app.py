@@ -14,6 +14,7 @@ from . import pages
 from .api_errors import ApiError, ClientGoneError, to_api_error
 from .generation import Service
 from .openai_api import openai_blueprint
+from .openapi import openapi_blueprint
 from .operations import operations_blueprint
 from .watch import watch_blueprint
 
@@ -34,6 +35,7 @@ def create_app(service: Service) -> Flask:
     app.register_error_handler(Exception, lambda error: to_api_error(error).response())
     app.register_blueprint(openai_blueprint(service))
     app.register_blueprint(operations_blueprint(service))
+    app.register_blueprint(openapi_blueprint())
     app.register_blueprint(watch_blueprint(service))
     app.register_blueprint(pages.pages_blueprint())
     return app

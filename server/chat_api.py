@@ -36,6 +36,7 @@ class ChatApi(Answering):
     """The handler of chats."""
 
     def chat_completions(self) -> Response:
+        """Answer a conversation."""
         body = read_body(request, ChatRequest, self.config)
         fields = body.fields
         check_model(self.service, fields.model)

@@ -20,6 +20,7 @@ class CompletionsApi(Answering):
     """The handler of completions."""
 
     def completions(self) -> Response:
+        """Continue prompts."""
         body = read_body(request, CompletionRequest, self.config)
         fields = body.fields
         check_model(self.service, fields.model)

@@ -26,6 +26,7 @@ class EmbeddingsApi(Answering):
     """The handler of embeddings."""
 
     def embeddings(self) -> Response:
+        """Make a vector of each input."""
         body = read_body(request, EmbeddingRequest, self.config)
         fields = body.fields
         check_model(self.service, fields.model)

@@ -36,9 +36,11 @@ class ModelsApi:
         self._started_s = int(time.time())
 
     def models(self) -> Response:
+        """List the models that are served."""
         return json_response({"object": "list", "data": [self._model_card()]})
 
     def model(self, name: str) -> Response:
+        """Describe one model."""
         check_model(self._service, name)
         return json_response(self._model_card())
 

@@ -46,9 +46,11 @@ class Operations:
         return self._state_response(("ready",))
 
     def version(self) -> Response:
+        """The server's version."""
         return json_response({"version": __version__})
 
     def load(self) -> Response:
+        """How many requests run and wait, and how many KV blocks there are."""
         stats = self._service.client.stats().stats
         return json_response(
             {
@@ -63,6 +65,7 @@ class Operations:
         )
 
     def tokenize(self) -> Response:
+        """Token ids of a text, or of a conversation as the chat template renders it."""
         body = read_body(request, TokenizeRequest, self._service.config)
         fields = body.fields
         check_model(self._service, fields.model)
@@ -85,6 +88,7 @@ class Operations:
         return json_response(answer, body)
 
     def detokenize(self) -> Response:
+        """The text of token ids."""
         body = read_body(request, DetokenizeRequest, self._service.config)
         check_model(self._service, body.fields.model)
         vocab_size = self._service.front_end.vocab_size

@@ -18,6 +18,7 @@ class ResponsesApi(ChatApi):
     """The handler of responses: a chat underneath."""
 
     def responses(self) -> Response:
+        """Answer a conversation, in OpenAI's newer shape."""
         body = read_body(request, ResponseRequest, self.config)
         fields = body.fields
         check_model(self.service, fields.model)
