@@ -125,8 +125,7 @@ class Scheduler:
 
     def expire(self, now_s: float) -> list[SequenceOutput]:
         """End the requests whose deadline has passed."""
-        reason = "the request's deadline has passed"
-        return [self._fail(request, reason, "deadline") for request in self._requests.late(now_s)]
+        return [self._fail(request, "the deadline has passed", "deadline") for request in self._requests.late(now_s)]
 
     def refuse(self, error: GuideError) -> list[SequenceOutput]:
         """End a request whose grammar is of no use; nothing if it has ended already."""
