@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from golden_data import tiny_model
 
 from cupy_engine import Engine
-from cupy_engine.model_source import ModelFiles
 
 pytestmark = pytest.mark.gpu
-PROMPTS = [*("The cat sat on the mat. " * n for n in range(1, 7)), "x"]
+PROMPTS = [
+    {"prompt_token_ids": [3 + (7 * i * i + i) % 250 for i in range(length)]} for length in (1, 2, 15, 16, 17, 90)
+]
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("bfloat16", 3e-2)])
-def test_embeddings(default_model: ModelFiles, pooling: str, dtype: str, tolerance: float) -> None:
-    options = {"model": default_model.name, "max_model_len": 128, "num_kv_blocks": 64, "max_num_seqs": 8}
+def test_embeddings(pooling: str, dtype: str, tolerance: float) -> None:
+    options = {"model": str(tiny_model("llama")), "max_model_len": 256, "num_kv_blocks": 128, "max_num_seqs": 8}
     with Engine(device="cpu", **options) as cpu:
         expected = cpu.embed(PROMPTS, pooling=pooling)
     for budget in (8192, 16):
