@@ -9,9 +9,8 @@ from golden_data import tiny_model
 from cupy_engine import Engine
 
 pytestmark = pytest.mark.gpu
-PROMPTS = [
-    {"prompt_token_ids": [3 + (7 * i * i + i) % 250 for i in range(length)]} for length in (1, 2, 15, 16, 17, 90)
-]
+LENGTHS = (1, 2, 15, 16, 17, 90)
+PROMPTS = [{"prompt_token_ids": [3 + (7 * i * i + i) % 250 for i in range(length)]} for length in LENGTHS]
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
