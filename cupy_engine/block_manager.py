@@ -107,14 +107,21 @@ class BlockManager:
             self.pool.share(block_id)
         self._tables[sequence_id] = _Table(list(prefix), len(prefix) * self.block_size, len(prefix))
 
+    def write(self, sequence_id: int, position: int) -> bool:
+        """Reserve one position if that changes nothing, as for most decodes; else return ``False``."""
+        table = self._tables[sequence_id]
+        column = position // self.block_size
+        if column >= len(table.block_ids) or self.pool.blocks[table.block_ids[column]].ref_count > 1:
+            return False
+        if position >= table.num_tokens:
+            table.num_tokens = position + 1
+        return True
+
     def reserve(self, sequence_id: int, start: int, end: int) -> Reservation | None:
         """Make positions ``[start, end)`` writable: blocks exist there and belong to this sequence alone."""
         table = self._tables[sequence_id]
         first = start // self.block_size
         num_old = len(table.block_ids)
-        if end <= num_old * self.block_size and end - start == 1 and self.pool.ref_count(table.block_ids[first]) == 1:
-            table.num_tokens = max(table.num_tokens, end)
-            return Reservation(num_old, [])  # as for most decodes: nothing to look for
         shared = [i for i in range(first, num_old) if self.pool.ref_count(table.block_ids[i]) > 1]
         num_new = max(0, self.num_blocks_for(end) - num_old)
         if num_new + len(shared) > self.pool.num_free:

@@ -29,7 +29,7 @@ class PlanBuilder:
     """A plan in the making. ``budget`` is the number of tokens that the step may still compute."""
 
     plan: StepPlan
-    budget: int
+    budget: int = 0
     keeps_log: bool = False
     planned: list[PlannedSequence] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
@@ -70,12 +70,12 @@ class PlanBuilder:
         request = sequence.request
         is_known_to_slot = sequence.last_token_in_slot and end - start == 1
         scheduled = ScheduledSequence(
-            slot=sequence.slot,
-            start=start,
-            num_tokens=end - start,
-            token_ids=[] if is_known_to_slot else sequence.token_ids[start:end],
-            sample_slots=[other.slot for other in drawing],
-            num_prompt_logprobs=request.params.prompt_logprobs if request.wants_prompt_logprobs else None,
+            sequence.slot,
+            start,
+            end - start,
+            [] if is_known_to_slot else sequence.token_ids[start:end],
+            [other.slot for other in drawing],
+            request.params.prompt_logprobs if request.wants_prompt_logprobs else None,
         )
         self.plan.sequences.append(scheduled)
         if sequence.guide is not None:

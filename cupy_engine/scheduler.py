@@ -140,7 +140,7 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """Plan the next step; ``None`` if nothing can run before an update."""
-        builder = PlanBuilder(StepPlan(self._next_step_id), self._budget(), self._log_schedule)
+        builder = PlanBuilder(StepPlan(self._next_step_id), keeps_log=self._log_schedule)
         self._displace_for_waiting(builder)
         self._schedule_running(builder)
         if not builder.has_preempted:
@@ -154,9 +154,8 @@ class Scheduler:
         self._next_step_id += 1
         return builder.plan
 
-    def _budget(self) -> int:
+    def _budget(self, num_decodes: int) -> int:
         """Less where sequences decode, which a large step would hold up."""
-        num_decodes = sum(sequence.num_uncomputed_tokens() == 1 for sequence in self._running)
         limit = num_decodes + self._max_num_mixed_tokens if num_decodes else self._max_num_batched_tokens
         if num_decodes and self._pace is not None and (timely := self._pace.max_tokens()) is not None:
             limit = min(limit, max(num_decodes, timely))
@@ -173,9 +172,10 @@ class Scheduler:
                 self._preempt(later.pop(), builder, f"for {name_of(candidate)}")
 
     def _schedule_running(self, builder: PlanBuilder) -> None:
-        wanted = [(sequence, sequence.num_uncomputed_tokens()) for sequence in self._running]
-        num_pending_decodes = sum(num_wanted == 1 for _, num_wanted in wanted)
-        for sequence, num_wanted in wanted:
+        wanted = [sequence.num_uncomputed_tokens() for sequence in self._running]
+        num_pending_decodes = wanted.count(1)
+        builder.budget = self._budget(num_pending_decodes)
+        for sequence, num_wanted in zip(list(self._running), wanted, strict=True):
             if num_wanted == 1:
                 num_pending_decodes -= 1
             else:  # a chunk leaves room for the decodes behind it
@@ -188,6 +188,8 @@ class Scheduler:
     def _make_room(self, sequence: Sequence, num_tokens: int, builder: PlanBuilder) -> bool:
         """Reserve blocks for the next tokens, preempting the last in line until they fit; false if that was itself."""
         start = sequence.num_computed_tokens
+        if num_tokens == 1 and self.block_manager.write(sequence.sequence_id, start):
+            return True
         while True:
             reservation = self.block_manager.reserve(sequence.sequence_id, start, start + num_tokens)
             if reservation is not None:
@@ -222,8 +224,8 @@ class Scheduler:
 
     def _plan(self, sequence: Sequence, num_tokens: int, builder: PlanBuilder) -> None:
         """Put the sequence's next tokens, for which there is room, into the plan."""
-        start, end = sequence.num_computed_tokens, sequence.num_computed_tokens + num_tokens
-        sequence.num_computed_tokens = end
+        start = sequence.num_computed_tokens
+        sequence.num_computed_tokens = end = start + num_tokens
         if self.block_manager.enable_prefix_caching:
             hashes = sequence.update_block_hashes(self.block_manager.block_size)
             self.block_manager.register(sequence.sequence_id, hashes, end)
