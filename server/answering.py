@@ -100,7 +100,9 @@ class Answering:
     ) -> Generation:
         texts = [prompt if isinstance(prompt, str) else None for prompt in prompts]
         connection = request.environ.get("gunicorn.socket")
-        return Generation(self.service, envelope.id, requests, texts, connection, g.get("api_key"))
+        generation = Generation(self.service, envelope.id, requests, texts, connection, g.get("api_key"), g.call)
+        g.call.is_generating = True
+        return generation
 
     def stream(self, generation: Generation, chunks: Chunks, body: Body[Any]) -> Response:
         """Begin the answer once something has come, so that a refusal still has its own status."""

@@ -16,6 +16,7 @@ from .generation import Service
 from .openai_api import openai_blueprint
 from .openapi import openapi_blueprint
 from .operations import operations_blueprint
+from .reports import Reporter
 from .watch import watch_blueprint
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ CLIENT_CLOSED_REQUEST = 499
 def create_app(service: Service) -> Flask:
     """The WSGI application of one worker."""
     app = Flask("cupy_engine", static_folder=None)
+    Reporter(service.config).install(app)
     app.before_request(lambda: _check_key(service.config.api_keys))
     app.after_request(_name_request)
     app.register_error_handler(ClientGoneError, lambda _: Response(status=CLIENT_CLOSED_REQUEST))

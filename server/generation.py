@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import queue
 import socket
 import threading
@@ -21,11 +20,9 @@ from .api_errors import ApiError, ClientGoneError
 from .client_watcher import ClientWatcher
 from .engine_client import EngineClient
 from .key_limits import KeyLimits, Lease
-from .logs import line
 from .mailbox import Mail
+from .reports import CallReport, GenerationReport
 from .server_config import ServerConfig
-
-logger = logging.getLogger(__name__)
 
 DEADLINE_GRACE_S = 2.0  # for the engine to report an expired deadline itself
 
@@ -63,6 +60,7 @@ class Generation:
         prompts: their texts, ``None`` where token ids were given.
         connection: the client's; when it is closed, everything is aborted.
         api_key: the client's, if clients have keys.
+        call: the HTTP request; its reporter is told how it went.
 
     Raises:
         EngineDeadError: the engine takes no requests.
@@ -77,6 +75,7 @@ class Generation:
         prompts: Sequence[str | None],
         connection: socket.socket | None,
         api_key: str | None = None,
+        call: CallReport | None = None,
     ) -> None:
         self._service = service
         self._name = name
@@ -85,7 +84,7 @@ class Generation:
         self._collectors: list[RequestCollector] = [
             service.front_end.collector(request, prompt) for request, prompt in zip(requests, prompts, strict=True)
         ]
-        self._start_s = time.monotonic()
+        self._call = call
         self._deadline_s = max(request.deadline_s or float("inf") for request in requests) + DEADLINE_GRACE_S
         self._outcome = "aborted"
         self._is_open = True
@@ -171,7 +170,7 @@ class Generation:
         self._leave()
         if live:
             self._service.client.abort(live)
-        self._log()
+        self._report()
 
     def _enter(self, api_key: str | None) -> Lease | None:
         limits = self._service.key_limits
@@ -199,22 +198,15 @@ class Generation:
             self._service.client.send(aborts)
         return deltas
 
-    def _log(self) -> None:
-        if not self._service.config.log_requests:
-            return
-        results = self.results()
-        reasons = {str(output.finish_reason) for result in results for output in result.outputs}
-        first_s = min((r.metrics.ttft_s for r in results if r.metrics.ttft_s is not None), default=None)
-        logger.info(
-            line(
-                "request",
-                id=self._name,
-                prompts=len(results),
-                prompt_tokens=sum(len(result.prompt_token_ids) for result in results),
-                cached_tokens=sum(result.num_cached_tokens for result in results),
-                output_tokens=sum(len(output.token_ids) for result in results for output in result.outputs),
-                finish=",".join(sorted(reasons)) if self.finished else self._outcome,
-                ttft_ms="-" if first_s is None else first_s * 1000,
-                total_ms=(time.monotonic() - self._start_s) * 1000,
+    def _report(self) -> None:
+        if self._call is not None:
+            report = GenerationReport(
+                self._name,
+                self._service.front_end.model_name,
+                self._call,
+                self._requests[0].params,
+                self.results(),
+                self.finished,
+                self._outcome,
             )
-        )
+            self._call.reporter.generated(report)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from cupy_engine.config import EngineConfig
 from cupy_engine.errors import ConfigError
 
+from .logs import LogFormat
+
 SPARE_THREADS = 64  # for /health and others while every generating thread is busy
 
 
@@ -22,6 +24,7 @@ class ListenConfig:
         threads: threads of each worker, one per request that waits; default: enough to fill the engine's queue.
         worker_class: gunicorn worker class; ``gthread`` gives every stream a thread.
         log_level: debug, info, warning or error.
+        log_format: text, or json for one object a line; default: what CUPY_ENGINE_LOG_FORMAT says, else text.
 
     Raises:
         ConfigError: a bad value; ``field`` names it.
@@ -33,6 +36,7 @@ class ListenConfig:
     threads: int | None = None
     worker_class: str = "cupy_engine.server.stream_worker.StreamWorker"
     log_level: str = "info"
+    log_format: LogFormat | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -43,6 +47,8 @@ class ListenConfig:
                 raise ConfigError(name, f"must be between 1 and 10000, got {value}")
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise ConfigError("log_level", f"must be debug, info, warning or error, got {self.log_level!r}")
+        if self.log_format not in (None, "text", "json"):
+            raise ConfigError("log_format", f"must be text or json, got {self.log_format!r}")
 
     def num_workers(self) -> int:
         return self.workers or min(8, max(1, (os.cpu_count() or 1) // 2))

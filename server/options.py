@@ -80,9 +80,10 @@ def _field_help(kind: type) -> dict[str, str]:
 
 def _options_for(hint: Any) -> dict[str, Any] | None:
     """``add_argument``'s keywords for a type; ``None`` if a command line cannot express it."""
-    if get_origin(hint) is Literal:
-        return {"choices": get_args(hint)}
-    kinds = [each for each in get_args(hint) or (hint,) if each is not type(None)]
+    kinds = [each for each in (get_args(hint) or (hint,)) if each is not type(None)]
+    literal = hint if get_origin(hint) is Literal else kinds[0]
+    if get_origin(literal) is Literal:
+        return {"choices": get_args(literal)}
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction}
     if get_origin(hint) is tuple or (kinds and get_origin(kinds[0]) is list):

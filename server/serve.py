@@ -30,7 +30,7 @@ def serve(engine_config: EngineConfig, config: ServerConfig, listen: ListenConfi
     Raises:
         EngineError: the model cannot be loaded or the port cannot be bound.
     """
-    configure_logging(listen.log_level)
+    configure_logging(listen.log_level, listen.log_format)
     signal.signal(signal.SIGTERM, _exit)
     if not config.api_keys and listen.host not in ("127.0.0.1", "::1", "localhost"):
         logger.warning("no API key is set: whoever can reach %s:%d can use this server", listen.host, listen.port)

@@ -36,7 +36,9 @@ class ServerConfig:
         max_bad_words: most bad words.
         max_logit_bias: most entries of ``logit_bias``.
         tool_call_parser: the family of models whose way to write tool calls is read; auto goes by the chat template.
-        log_requests: log one line for each request (never its text).
+        log_requests: log one line for each request, without its text.
+        log_prompts: put prompts and answers into these lines.
+        otlp_traces_endpoint: where to send OpenTelemetry traces, such as http://localhost:4318/v1/traces.
 
     Raises:
         ConfigError: a bad value; ``field`` names it.
@@ -62,12 +64,16 @@ class ServerConfig:
     max_logit_bias: int = limits.MAX_LOGIT_BIAS
     tool_call_parser: str = "auto"
     log_requests: bool = True
+    log_prompts: bool = False
+    otlp_traces_endpoint: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "api_keys", _checked_keys(self.api_keys))
         if self.tool_call_parser not in TOOL_PARSERS:
             allowed = ", ".join(TOOL_PARSERS)
             raise ConfigError("tool_call_parser", f"must be one of {allowed}, got {self.tool_call_parser!r}")
+        if self.otlp_traces_endpoint is not None and not self.otlp_traces_endpoint.startswith(("http://", "https://")):
+            raise ConfigError("otlp_traces_endpoint", f"must be an HTTP URL, got {self.otlp_traces_endpoint!r}")
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if value is None and name in _KEY_LIMITS:

@@ -128,14 +128,14 @@ def test_log_has_figures_and_no_text(make_api: MakeApi, caplog: pytest.LogCaptur
     with caplog.at_level(logging.INFO):
         api.complete(prompt="my secret", request_id="r1")
     (record,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("request ")]
-    assert "id=cmpl-r1 prompts=1 prompt_tokens=2" in record
+    assert "id=cmpl-r1 model=smollm2-135m prompts=1 prompt_tokens=2" in record
     assert "finish=stop" in record
     assert "secret" not in record
     assert "Paris" not in record
 
 
 def test_log_lines_stay_one_line() -> None:
-    assert line("request", id="a b", x="c\nd", t=1.26) == 'request id="a b" x="c\\nd" t=1.3'
+    assert str(line("request", id="a b", x="c\nd", t=1.26)) == 'request id="a b" x="c\\nd" t=1.3'
 
 
 def test_options_are_sorted_and_checked() -> None:
