@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from cupy_engine.bench import end_to_end
@@ -152,3 +160,34 @@ def test_a_real_server(default_model: ModelFiles, capsys: pytest.CaptureFixture[
     assert load["num_requests"] >= 2
     assert (load["num_failed"], load["prompt_tokens"]) == (0, 9)
     assert load["output_tokens_per_s"] == pytest.approx(5 * load["requests_per_s"])
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_nothing_is_left_behind(default_model: ModelFiles, tmp_path: Path, number: signal.Signals, status: int) -> None:
+    command = [sys.executable, "-m", "cupy_engine.bench.end_to_end", "--duration", "60", "--concurrent-requests", "1"]
+    bench = subprocess.Popen(command, env=os.environ | {"TMPDIR": str(tmp_path)}, start_new_session=True)
+    log = wait_for(lambda: next((f for f in tmp_path.glob("*/log") if "ready on" in f.read_text()), None))
+    assert log is not None
+    bench.send_signal(number)
+    assert bench.wait(30) == status
+    assert list(tmp_path.iterdir()) == []
+    assert wait_for(lambda: not processes_of(bench.pid))
+
+
+def wait_for(look: Callable[[], Any], timeout_s: float = 60.0) -> Any:
+    """The first true answer, or the last one."""
+    end_s = time.monotonic() + timeout_s
+    while not (seen := look()) and time.monotonic() < end_s:
+        time.sleep(0.05)
+    return seen
+
+
+def processes_of(session: int) -> list[str]:
+    """Live processes of a session; the engine has one of its own, but ends with the server."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            stat = file.read_text()
+            if int(stat.rpartition(")")[2].split()[3]) == session:
+                found.append(stat)
+    return found
