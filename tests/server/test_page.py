@@ -237,3 +237,30 @@ def test_the_wheel_has_the_page() -> None:
     patterns = settings["tool"]["setuptools"]["package-data"]["cupy_engine.server"]
     packed = {path for pattern in patterns for path in FOLDER.parent.glob(pattern) if path.is_file()}
     assert packed == {FOLDER / name for name in FILES}
+
+
+MARKDOWN = [
+    ("plain *soft* and **strong** `x<y`", "<p>plain <em>soft</em> and <strong>strong</strong> <code>x&lt;y</code></p>"),
+    ("# Head\ntext\nmore\n\nnext", "<h3>Head</h3><p>text\nmore</p><p>next</p>"),
+    ("- a\n- b\n  c\n1. d", "<ul><li>a</li><li>b\nc</li></ul><ol><li>d</li></ol>"),
+    ("```py\nif a < b:\n\n    # no head\n```\nend", "<pre><code>if a &lt; b:\n\n    # no head</code></pre><p>end</p>"),
+    ("```\nstill open", "<pre><code>still open</code></pre>"),
+    ("> said\n---\n2 * 3 * 4", "<blockquote>said</blockquote><hr><p>2 * 3 * 4</p>"),
+    ("<img src=x onerror=alert(1)>", "<p>&lt;img src=x onerror=alert(1)&gt;</p>"),
+    ("[click](javascript:alert(1))", "<p>[click](javascript:alert(1))</p>"),
+    ("", ""),
+]
+
+
+@needs_chromium
+def test_markdown(page: Page) -> None:
+    script = """
+        const [texts, done] = [arguments[0], arguments[1]];
+        import("/assets/js/markdown.js").then(({ markdown }) => done(texts.map((text) => {
+            const holder = document.createElement("div");
+            holder.append(markdown(text));
+            return holder.innerHTML.replaceAll(' class=""', "").replaceAll(' tabindex="0"', "");
+        })), (error) => done([String(error)]))
+    """
+    made = page.browser.execute_async_script(script, [text for text, _ in MARKDOWN])
+    assert made == [expected for _, expected in MARKDOWN]

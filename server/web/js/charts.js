@@ -69,7 +69,7 @@ function* runs(line) {
 function niceCeiling(value) {
   if (value <= 0) return 1;
   const unit = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 5, 10].map((n) => n * unit).find((n) => n >= value);
+  return [1, 1.5, 2, 3, 4, 5, 7.5, 10].map((n) => n * unit).find((n) => n >= value);
 }
 
 /** One square per character of `blocks`; see LiveView in cupy_engine/messages.py. */

@@ -105,7 +105,11 @@ class EngineCard {
   draw() {
     const history = this.#history;
     if (!history.latest) return;
-    for (const { name, show } of FIGURES) this.figures[name].textContent = show(history);
+    for (const { name, show } of FIGURES) {
+      const text = show(history);
+      this.figures[name].textContent = text;
+      this.figures[name].parentElement.hidden = text === null;
+    }
     CHARTS.forEach(({ lines, format }, i) => drawLines(this.charts[i], lines(history), { numPoints: NUM_POINTS, format }));
     this.#drawBlocks(history.latest);
     this.#drawBatch(history.latest);
@@ -158,12 +162,15 @@ const FIGURES = [
   { name: "rate", label: "Output tokens/s", show: (h) => short(recent(generated(h))) },
   { name: "ttft", label: "First token, p50", show: (h) => seconds(h.latestQuantile(TTFT, 0.5)) },
   { name: "late", label: "First token, p95", show: (h) => seconds(h.latestQuantile(TTFT, 0.95)) },
-  { name: "itl", label: "Between tokens, p50", show: (h) => seconds(h.latestQuantile(ITL, 0.5)) },
+  { name: "itl", label: "Between tokens", show: (h) => seconds(h.latestQuantile(ITL, 0.5)) },
   { name: "running", label: "Running", show: (h) => short(h.latest.stats.num_running) },
   { name: "waiting", label: "Waiting", show: (h) => short(h.latest.stats.num_waiting) },
   { name: "cache", label: "KV cache in use", show: (h) => `${short(used(h.latest) * 100)} %` },
   { name: "hits", label: "Prefix cache hits", show: (h) => hitShare(h.latest.counters) },
+  { name: "gpu", label: "GPU busy", show: ({ latest: { gpus } }) => (gpus.length ? `${short(mean(gpus) * 100)} %` : null) },
 ];
+
+const mean = (gpus) => gpus.reduce((sum, gpu) => sum + gpu.utilization, 0) / gpus.length;
 
 function hitShare({ prompt_tokens: all, prompt_tokens_cached: cached }) {
   return all ? `${short((cached / all) * 100)} %` : "–";
