@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -104,3 +105,19 @@ def test_alerts_fire_when_they_should(tmp_path: Path) -> None:
     shutil.copy(RULES, tmp_path)
     (tmp_path / "alerts_test.yml").write_text(cases)
     assert "SUCCESS" in promtool("test", "rules", "alerts_test.yml", folder=tmp_path)
+
+
+@needs_promtool
+@pytest.mark.parametrize("key", ["", "secret"])
+def test_compose_gives_prometheus_the_key(tmp_path: Path, key: str) -> None:
+    (script,) = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["prometheus"]["command"]
+    script = (
+        script.replace("$$", "$").replace("/etc/prometheus", str(ROOT / "prometheus")).replace("/tmp", str(tmp_path))
+    )
+    script = re.sub(r"exec prometheus --config.file=(\S+).*", r"exec promtool check config \1", script)
+    subprocess.run(["sh", "-ec", script], env={"API_KEY": key, "PATH": os.environ["PATH"]}, check=True, timeout=60)
+    config = yaml.safe_load((tmp_path / "prometheus.yml").read_text())
+    job = next(job for job in config["scrape_configs"] if job["job_name"] == "cupy-engine")
+    expected = {"type": "Bearer", "credentials_file": str(tmp_path / "api-key")} if key else None
+    assert job.get("authorization") == expected
+    assert (tmp_path / "api-key").read_text() == key
