@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 MAX_COMPILE_S = 5.0
-MAX_CACHED_GRAMMARS = 64
+MAX_CACHED_GRAMMARS = 32
+_MAX_LEXER_STATES = 100_000  # some 40 MB; what needs more is no grammar that people write
 _NUM_COMPILE_THREADS = 2
 _NUM_MASK_THREADS = 4
 
@@ -193,7 +194,8 @@ class Guides:
         try:
             vocabulary = self._open_vocabulary()
             compiling.start_s = time.monotonic()
-            matcher = LLMatcher(vocabulary, text, log_level=0, limits=LLParserLimits(verbose_errors=False))
+            limits = LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False)
+            matcher = LLMatcher(vocabulary, text, log_level=0, limits=limits)
             self._done.put(_Compiled(text, matcher, self._mask_of(matcher)))
         except BaseException as error:
             self._done.put(_Compiled(text, error=_sentence(error)))

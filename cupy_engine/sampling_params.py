@@ -120,6 +120,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             )
 
 
+def allowed_values(field: str) -> str | None:
+    """What a field may be, in words."""
+    return _RULES[field][1] if field in _RULES else None
+
+
 def _shorten(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -9,8 +9,10 @@ import msgspec
 from flask import Blueprint, Flask, Response, current_app
 
 from cupy_engine import __version__
+from cupy_engine.sampling_params import SamplingParams, allowed_values
 
 from .answering import json_response
+from .options import field_help
 from .protocol import ChatRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest, TokenizeRequest
 from .response_protocol import ResponseRequest
 
@@ -69,6 +71,8 @@ def describe(app: Flask) -> Json:
     references, components = msgspec.json.schema_components(
         [*_BODIES.values(), ErrorBody], ref_template="#/components/schemas/{name}"
     )
+    for schema in components.values():
+        _explain(schema.get("properties", {}))
     bodies = dict(zip(_BODIES, references, strict=False))
     paths: dict[str, Json] = {}
     rules = (rule for rule in app.url_map.iter_rules() if not rule.endpoint.startswith("pages."))
@@ -88,6 +92,15 @@ def describe(app: Flask) -> Json:
         },
         "security": [{"key": []}, {}],
     }
+
+
+def _explain(properties: Json) -> None:
+    """Say of sampling parameters what they do and what is allowed, in the words of the class that checks them."""
+    texts = field_help(SamplingParams)
+    for name, schema in properties.items():
+        if name in texts and "description" not in schema:
+            limits = allowed_values(name)
+            schema["description"] = texts[name] + (f" Must be {limits}." if limits else "")
 
 
 def _operation(path: str, text: str | None, body: Json | None) -> Json:

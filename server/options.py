@@ -27,7 +27,7 @@ def add_options(
 
     What is not given is left out of the namespace, so that the class's own default holds. ``defaults`` are only shown.
     """
-    help_of, hints = _field_help(kind), get_type_hints(kind)
+    help_of, hints = field_help(kind), get_type_hints(kind)
     for name, default in _fields(kind).items():
         if name in skip or (only is not None and name not in only):
             continue
@@ -69,7 +69,7 @@ def _fields(kind: type) -> dict[str, Any]:
     return {field.name: field.default for field in msgspec.structs.fields(kind)}
 
 
-def _field_help(kind: type) -> dict[str, str]:
+def field_help(kind: type) -> dict[str, str]:
     """The entries of a class docstring's ``Args:`` block."""
     block = _ARGS_BLOCK.search(inspect.getdoc(kind) or "")
     found: dict[str, str] = {}

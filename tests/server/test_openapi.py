@@ -48,6 +48,12 @@ def test_bodies_are_those_that_are_checked(document: dict[str, Any], path: str, 
     assert "text/event-stream" in document["paths"][path]["post"]["responses"]["200"]["content"]
 
 
+def test_parameters_say_what_they_do_and_what_is_allowed(document: dict[str, Any]) -> None:
+    temperature = document["components"]["schemas"]["ChatRequest"]["properties"]["temperature"]
+    assert temperature["description"].startswith("0 is greedy; otherwise logits are divided by it.")
+    assert temperature["description"].endswith("Must be between 0 and 100.")
+
+
 def test_references_lead_somewhere(document: dict[str, Any]) -> None:
     def references(value: Any) -> list[str]:
         if isinstance(value, list):

@@ -141,6 +141,23 @@ def test_a_grammar_that_takes_too_long_is_given_up(vocabulary: object, monkeypat
     guides.close()
 
 
+def test_a_grammar_that_grows_without_bounds_fails_on_the_way(guides: Guides) -> None:
+    """Every character may begin a match, so that the automaton doubles with each: CVE-2025-48887's kind."""
+    guide = guides.open("a", grammar_of(regex="(?s:.*)(a|b).{300}c"))
+    settle(guides)
+    chance, errors = np.random.default_rng(1), []
+    for _ in range(300):
+        guide.accept(int(chance.choice(sorted(allowed(guide) - EOS_IDS))))
+        start_s = time.monotonic()
+        errors = settle(guides)
+        assert time.monotonic() - start_s < 1
+        if errors:
+            break
+    assert [error.request_id for error in errors] == ["a"]
+    assert "too many states" in errors[0].message
+    assert guide.mask is None
+
+
 HOSTILE = {
     "nested repeats": {"regex": "((a{1,1000}){1,1000}){1,1000}b"},
     "many branches": {"regex": "|".join(f"x{i}.*y{i}" for i in range(5000))},
