@@ -1,6 +1,6 @@
 """The GPU kernels beside their limits: GB/s beside a device copy, TFLOP/s beside a large cuBLASLt product.
 
-    python -m cupy_engine.bench.kernels [--only decode prefill] [--json]
+    python -m cupy_engine.bench.kernels [--only decode prefill] [--no-hopper] [--json]
 
 Every case runs over several sets of inputs, together larger than the L2 cache, as one captured graph; the time is the
 median over replays between two events.
@@ -26,7 +26,7 @@ from cupy_engine.batch import AttentionMetadata
 from cupy_engine.cuda_device import why_no_cuda
 from cupy_engine.device import Array
 from cupy_engine.errors import ConfigError
-from cupy_engine.ops import _gemm
+from cupy_engine.ops import _cuda_attention, _gemm
 from cupy_engine.ops._cublaslt import Shape
 from cupy_engine.ops._gemm_tuning import fastest
 from cupy_engine.ops.activation import silu_and_mul
@@ -294,6 +294,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", nargs="+", choices=sorted(FAMILIES), default=list(FAMILIES), help="families to measure"
     )
+    parser.add_argument("--no-hopper", action="store_true", help="measure the kernels for GPUs before Hopper")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
 
 
@@ -304,6 +305,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("device", f"kernels are measured on a GPU: {reason}")
     import cupy
 
+    if arguments.no_hopper:
+        _cuda_attention._is_hopper = lambda: False  # type: ignore[assignment]
     gpu = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
     header = {"gpu": gpu, "date": date.today().isoformat(), "cupy": cupy.__version__}
     results = measure(arguments.only)

@@ -36,24 +36,24 @@ __device__ __forceinline__ void load_queries(const AttentionInputs& in, const Qu
     }
 }
 
-/* Starts copying KEYS rows of K or V; zeros for keys outside [begin_key, end_key). */
+/* Starts copying KEYS rows of K or V; zeros for keys outside [begin_key, end_key). offsets: lane i has where the 16 keys
+   16 * i behind the first that it was fetched for begin, lane first_lane those of first_key. */
 template <typename T, int D, int KEYS, typename L>
-__device__ __forceinline__ void load_keys(const AttentionInputs& in, const void* cache, const QueryTile& tile,
-                                          int first_key, int begin_key, int end_key, uint32 to) {
+__device__ __forceinline__ void load_keys(const AttentionInputs& in, const void* cache, int first_key, int begin_key,
+                                          int end_key, int64 offsets, int first_lane, uint32 to) {
     const int thread_row = threadIdx.x / L::LANES_PER_ROW, chunk = threadIdx.x % L::LANES_PER_ROW;
-    if (chunk >= L::CHUNKS) return;
-    const int row_stride = in.num_kv_heads * D, thread_offset = thread_row * row_stride + 8 * chunk;
+    const int row_stride = in.num_kv_heads * D;
+    const T* from = static_cast<const T*>(cache) + thread_row * row_stride + 8 * chunk;
     to += thread_row * L::ROW_BYTES + 16 * chunk;
 #pragma unroll
     for (int b = 0; b < KEYS / 16; ++b) {
-        const int block = block_of_key(in, tile.seq, first_key + 16 * b);
-        const T* from = static_cast<const T*>(cache) + offset_of_key(in, block, first_key + 16 * b, tile.kv_head);
-        from += thread_offset;
+        const int64 offset = __shfl_sync(FULL_WARP, offsets, first_lane + b);
+        if (chunk >= L::CHUNKS || (L::ROWS_PER_PASS > 16 && thread_row >= 16)) continue;
 #pragma unroll
         for (int row = 0; row < 16; row += L::ROWS_PER_PASS) {
-            if (L::ROWS_PER_PASS > 16 && thread_row >= 16) break;
             const int key = first_key + 16 * b + row + thread_row;
-            cp_async_16(to + (16 * b + row) * L::ROW_BYTES, from + row * row_stride, key >= begin_key && key < end_key);
+            cp_async_16(to + (16 * b + row) * L::ROW_BYTES, from + offset + row * row_stride,
+                        key >= begin_key && key < end_key);
         }
     }
 }
@@ -128,27 +128,34 @@ __global__ void __launch_bounds__(32 * WARPS) attention_prefill(AttentionInputs 
     const ScoreScale scale(in);
     RunningSoftmax<D, M_TILES, KEYS> softmax;
 
+    constexpr int STEPS_PER_FETCH = WARP_SIZE * 16 / KEYS;
     int first_key = begin_key / KEYS * KEYS;
+    int64 offsets = offset_of_unit(in, tile, first_key);
+    const auto load = [&](const void* cache, int key, int step, int offset) {
+        load_keys<T, D, KEYS, L>(in, cache, key, begin_key, end_key, offsets, step % STEPS_PER_FETCH * (KEYS / 16),
+                                 shared + offset);
+    };
     load_queries<T, D, L>(in, tile, shared);
-    load_keys<T, D, KEYS, L>(in, in.k_cache, tile, first_key, begin_key, end_key, shared + L::K_OFFSET);
+    load(in.k_cache, first_key, 0, L::K_OFFSET);
     cp_async_commit();
-    for (; first_key < end_key; first_key += KEYS) {
+    for (int step = 0; first_key < end_key; ++step, first_key += KEYS) {
         cp_async_wait<0>();
         __syncthreads();  // K is there, and everyone has done with V
-        load_keys<T, D, KEYS, L>(in, in.v_cache, tile, first_key, begin_key, end_key, shared + L::V_OFFSET);
+        load(in.v_cache, first_key, step, L::V_OFFSET);
         cp_async_commit();
 
         float scores[M_TILES][KEYS / 8][4];
         multiply_keys<T, D, M_TILES, KEYS, L>(scores, queries, keys);
         cp_async_wait<0>();
         __syncthreads();  // V is there, and everyone has done with K
-        if (first_key + KEYS < end_key)
-            load_keys<T, D, KEYS, L>(in, in.k_cache, tile, first_key + KEYS, begin_key, end_key, shared + L::K_OFFSET);
+        if (first_key + KEYS < end_key) {
+            if ((step + 1) % STEPS_PER_FETCH == 0) offsets = offset_of_unit(in, tile, first_key + KEYS);
+            load(in.k_cache, first_key + KEYS, step + 1, L::K_OFFSET);
+        }
         cp_async_commit();
 
         if (scale.inner > 0.0f) cap(scores, scale);
-        if (first_key + KEYS > first_end || first_key < last_begin) 
-            mask<M_TILES, KEYS>(scores, tile, warp_row, first_key, in.window);
+        if (first_key + KEYS > first_end || first_key < last_begin) mask<M_TILES, KEYS>(scores, tile, warp_row, first_key, in.window);
         float shrink[M_TILES][2];
         softmax.absorb(scores, scale.factor, shrink);
         softmax.rescale(shrink);

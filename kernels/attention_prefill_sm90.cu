@@ -94,10 +94,7 @@ __device__ __forceinline__ void produce(const AttentionInputs& in, const QueryTi
     load_queries<T, D, L>(in, tile, shared);
     for (int step = 0; step < steps.count; ++step) {
         const int first_key = steps.first_key + step * KEYS, first_lane = step % STEPS_PER_FETCH * (KEYS / 16);
-        if (first_lane == 0) {
-            const int key = first_key + threadIdx.x % WARP_SIZE * 16;
-            offsets = offset_of_key(in, block_of_key(in, tile.seq, key), key, tile.kv_head);
-        }
+        if (first_lane == 0) offsets = offset_of_unit(in, tile, first_key);
         const bool is_whole = first_key >= steps.begin_key && first_key + KEYS <= steps.end_key;
         const auto load = [&](const Pipeline& pipeline, const void* cache, uint32 to) {
             pipeline.wait_empty(step);
@@ -202,7 +199,7 @@ __device__ __forceinline__ void consume(const AttentionInputs& in, const QueryTi
         wgmma_wait<0>();
         pin(softmax.out[0]);
         v_pipeline.signal_empty(step - 1);
-        if (__any_sync(FULL_WARP, shrink[0][0] != 1.0f || shrink[0][1] != 1.0f)) softmax.rescale(shrink);
+        softmax.rescale(shrink);
         round_weights();
     }
     v_pipeline.wait_full(steps.count - 1);

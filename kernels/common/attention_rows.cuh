@@ -36,6 +36,12 @@ __device__ __forceinline__ QueryTile find_tile(const AttentionInputs& in) {
     return {s, seq, (int)blockIdx.x, first_row, num_rows, group};
 }
 
+/* Where the 16 keys begin that this lane answers for: 16 * lane behind first_key. In elements of k_cache or v_cache. */
+__device__ __forceinline__ int64 offset_of_unit(const AttentionInputs& in, const QueryTile& tile, int first_key) {
+    const int key = first_key + threadIdx.x % WARP_SIZE * 16;
+    return offset_of_key(in, block_of_key(in, tile.seq, key), key, tile.kv_head);
+}
+
 template <int M_TILES, int TILES>
 __device__ __forceinline__ void cap(float (&scores)[M_TILES][TILES][4], const ScoreScale& scale) {
 #pragma unroll
@@ -105,7 +111,12 @@ struct RunningSoftmax {
             }
     }
 
+    /* Mostly there is nothing to do: maxima seldom grow after the first keys. */
     __device__ __forceinline__ void rescale(const float (&shrink)[M_TILES][2]) {
+        bool has_grown = false;
+#pragma unroll
+        for (int m = 0; m < M_TILES; ++m) has_grown |= shrink[m][0] != 1.0f || shrink[m][1] != 1.0f;
+        if (!__any_sync(FULL_WARP, has_grown)) return;
 #pragma unroll
         for (int m = 0; m < M_TILES; ++m)
 #pragma unroll
