@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .http_load import Load, closed_loop, post, quantile
+from .http_load import Connection, Load, closed_loop, post, quantile
 from .server_process import ServerProcess, usage_of
 from .twin import common_words, random_texts, serve_twin
 
@@ -75,7 +75,7 @@ class FrontEndBench:
 
     def streams(self, num_streams: int, num_slow: int = 0) -> StreamFigures:
         """Open streams, wait until all of them run, and measure; the first ``num_slow`` clients read nothing."""
-        load = Load(self._server.address, lambda connection: None)
+        load = Load(self._server.address, on_end=lambda connection: None)
         body = {"stream": True, "max_tokens": MAX_TOKENS, "ignore_eos": True}
         for number in range(num_streams):
             load.open(post("/v1/completions", {"prompt": next(self._texts), **body}), reads=number >= num_slow)
@@ -132,18 +132,16 @@ class FrontEndBench:
 
     def _latency_beside(self, load: Load) -> tuple[float, float]:
         """The same while the streams of ``load`` go on."""
-        times_s: list[float] = []
         requests = self._tokenizations()
-        probe = Load(self._server.address, lambda connection: None)
-        connection = probe.open(next(requests))
-        end_s = time.monotonic() + self._seconds / 2
-        while time.monotonic() < end_s:
-            load.run_until(time.monotonic() + 0.002)
-            if connection.receive():
-                assert connection.exchange is not None
-                times_s.append(connection.exchange.total_s)
-                connection.send(next(requests))
-        probe.close_all()
+        times_s: list[float] = []
+
+        def again(connection: Connection) -> None:
+            assert connection.exchange is not None
+            times_s.append(connection.exchange.total_s)
+            connection.send(next(requests))
+
+        load.open(next(requests), on_end=again)
+        load.run_until(time.monotonic() + self._seconds / 2)
         return quantile(times_s, 0.5) * 1e3, quantile(times_s, 0.99) * 1e3
 
 
@@ -151,7 +149,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=1, help="gunicorn workers (default: 1)")
     parser.add_argument("--worker-class", help="gunicorn worker class (default: the server's)")
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 256, 1000], help="(default: 1 256 1000)")
+    parser.add_argument("--streams", type=int, nargs="+", default=[256, 1000], help="(default: 256 1000)")
     parser.add_argument("--slow", type=int, default=0, help="streams whose clients read nothing (default: 0)")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement (default: 10)")
     arguments = parser.parse_args()

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Address = tuple[str, int]
+OnEnd = Callable[["Connection"], None]
 _STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 _LENGTH = re.compile(rb"\r\nContent-Length: (\d+)\r\n", re.IGNORECASE)
 _EVENT = b"data: "
@@ -49,8 +50,13 @@ class Exchange:
 class Connection:
     """A client's connection; it carries one exchange after another."""
 
-    def __init__(self, address: Address, *, reads: bool = True) -> None:
-        self.socket = socket.create_connection(address, timeout=30)
+    def __init__(self, address: Address, on_end: OnEnd, *, reads: bool = True) -> None:
+        self.socket = socket.socket()
+        self.socket.settimeout(30)
+        if not reads:  # or the kernel would read for it
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.socket.connect(address)
+        self.on_end = on_end
         self.reads = reads
         self.exchange: Exchange | None = None
         self._head = self._tail = b""
@@ -101,18 +107,18 @@ class Load:
     """A crowd of clients.
 
     Args:
-        on_end: called with each connection whose exchange is over.
+        on_end: called with each connection whose exchange is over, unless it was opened with a callable of its own.
     """
 
-    def __init__(self, address: Address, on_end: Callable[[Connection], None]) -> None:
+    def __init__(self, address: Address, on_end: OnEnd) -> None:
         self._address = address
         self._on_end = on_end
         self._epoll = select.epoll()
         self.connections: dict[int, Connection] = {}
 
-    def open(self, request: bytes, *, reads: bool = True) -> Connection:
+    def open(self, request: bytes, *, reads: bool = True, on_end: OnEnd | None = None) -> Connection:
         """A new client with its first request on the way; one that does not read leaves its answer to the kernel."""
-        connection = Connection(self._address, reads=reads)
+        connection = Connection(self._address, on_end or self._on_end, reads=reads)
         self.connections[connection.socket.fileno()] = connection
         if reads:
             self._epoll.register(connection.socket, select.EPOLLIN)
@@ -129,7 +135,7 @@ class Load:
             for descriptor, _ in self._epoll.poll(left_s):
                 connection = self.connections.get(descriptor)
                 if connection is not None and connection.receive():
-                    self._on_end(connection)
+                    connection.on_end(connection)
 
     def close_all(self) -> None:
         for connection in list(self.connections.values()):
