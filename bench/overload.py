@@ -12,8 +12,10 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from .http_load import Exchange, closed_loop, open_loop, post, quantile
@@ -22,6 +24,7 @@ from .twin import common_words, random_texts, serve_twin
 
 PROMPT_LEN = 64
 NUM_CLIENTS = 64
+Serve = Callable[..., AbstractContextManager[ServerProcess]]
 SLACK = 1.25  # of the uncongested p99 becomes the target
 
 
@@ -68,20 +71,21 @@ def _ms(seconds: list[float], share: float) -> float:
 class OverloadBench:
     """Requests of one kind against servers with different options."""
 
-    def __init__(self, options: list[str], words: list[str], output_len: int) -> None:
+    def __init__(self, serve: Serve, options: list[str], words: list[str], output_len: int) -> None:
+        self._serve = serve
         self._options = options
         self._texts = random_texts(words, PROMPT_LEN)
         self._output_len = output_len
 
     def uncongested(self, seconds: float) -> tuple[float, Latencies]:
         """Requests per second that the server can take, and latencies at half of that."""
-        with serve_twin(*self._options) as server:
+        with self._serve(*self._options) as server:
             per_s = self._capacity(server, seconds)
             return per_s, Latencies.of(open_loop(server.address, self._requests(), per_s / 2, seconds))
 
     def overloaded(self, per_s: float, seconds: float, targets: list[str]) -> tuple[Latencies, dict[str, float]]:
         """Latencies at this rate, and what the engine says about its targets."""
-        with serve_twin(*self._options, *targets) as server:
+        with self._serve(*self._options, *targets) as server:
             self._capacity(server, min(5.0, seconds / 4))  # so that it knows itself
             done = open_loop(server.address, self._requests(), per_s, seconds)
             names = ("slo_met_total", "slo_missed_total", "admission_rejections_total")
@@ -104,13 +108,15 @@ def slo_options(calm: Latencies) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-m", "--model", help="what to serve (default: the default model's dummy twin)")
     parser.add_argument("--seconds", type=float, default=60.0, help="of overload (default: 60)")
     parser.add_argument("--factor", type=float, default=2.0, help="offered load over capacity (default: 2)")
     parser.add_argument("--output-len", type=int, default=64, help="tokens of an answer (default: 64)")
     parser.add_argument("--max-num-seqs", type=int, default=16, help="sequences in a step (default: 16)")
     arguments = parser.parse_args()
     options = ["--workers", "1", "--max-num-seqs", str(arguments.max_num_seqs)]
-    bench = OverloadBench(options, common_words(), arguments.output_len)
+    serve = partial(ServerProcess.serve, arguments.model) if arguments.model else serve_twin
+    bench = OverloadBench(serve, options, common_words(), arguments.output_len)
     per_s, calm = bench.uncongested(min(20.0, arguments.seconds))
     _show("capacity", {"requests_per_s": round(per_s, 1)})
     _show("uncongested", asdict(calm))

@@ -95,6 +95,7 @@ class EngineCore:
         self._rule = rule
         self._pace = pace
         self._load_meter = LoadMeter()
+        self._leaves_waiting = False  # the last step had no room for all
         self._collected_s = 0.0
         self._max_steps_in_flight = max_steps_in_flight
         self._clock = clock
@@ -141,9 +142,10 @@ class EngineCore:
     def step(self) -> list[SequenceOutput]:
         """Expire, guide, schedule, submit, collect, update. Call while :attr:`has_work`."""
         start_time_s = self._clock()
-        self._load_meter.observe(start_time_s, self.scheduler.num_waiting, self.metrics.num_admitted)
+        self._load_meter.observe(start_time_s, self.metrics.num_ended, is_full=self._num_free() == 0)
         outputs = self._expire(start_time_s) + self._refuse(self._guides.collect(_MASK_PATIENCE_S))
         plan = self.scheduler.schedule()
+        self._leaves_waiting = self.scheduler.num_waiting > 0
         if plan is not None:
             submit_time_s = self._clock()
             handle = self._executor.submit(plan)
@@ -192,9 +194,17 @@ class EngineCore:
         return EngineLoad(
             num_running=self.scheduler.num_running,
             num_waiting=self.scheduler.num_waiting,
-            admitted_per_s=self._load_meter.admitted_per_s,
+            num_free=self._num_free(),
+            ended_per_s=self._load_meter.ended_per_s,
             prefill_s=self.metrics.prefill_s,
         )
+
+    def _num_free(self) -> int:
+        """Sequences that the next step has room for, beside those that run."""
+        if self._leaves_waiting:
+            return 0
+        num_free = self.scheduler.seats.num_free
+        return num_free if self._pace is None else min(num_free, self._pace.room(self.scheduler.num_running))
 
     def stats(self) -> EngineStats:
         return self.metrics.stats(self.scheduler)

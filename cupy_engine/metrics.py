@@ -70,7 +70,6 @@ class EngineMetrics(SchedulerListener):
     def on_admitted(self, request: Request) -> None:
         request.first_scheduled_time_s = now_s = self._clock()
         self._histograms["request_queue_time_seconds"].observe(now_s - request.arrival_time_s)
-        self._counters["admitted"] += 1
         self._counters["prompt_tokens"] += request.num_prompt_tokens
         self._counters["prompt_tokens_cached"] += request.num_cached_tokens
         self._counters["prefix_cache_queries"] += request.num_prompt_tokens
@@ -149,9 +148,9 @@ class EngineMetrics(SchedulerListener):
     # What is read
 
     @property
-    def num_admitted(self) -> int:
-        """Requests that have left the queue."""
-        return self._counters["admitted"]
+    def num_ended(self) -> int:
+        """Requests that have ended, however they did."""
+        return sum(self._finished.values())
 
     def stats(self, scheduler: Scheduler) -> EngineStats:
         manager = scheduler.block_manager

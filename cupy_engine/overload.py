@@ -16,50 +16,52 @@ _MARGIN = 0.8  # of a target is planned for: what is expected may come later
 class EngineLoad(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """How busy an engine is.
 
-    ``admitted_per_s``: requests that left the queue per second, lately, while there was one; ``None`` until known.
-    ``prefill_s``: time from there to the first token, lately.
+    ``num_free``: how many of those who wait, or come now, can run in the next step. ``ended_per_s``: requests that made
+    room per second, lately, while it was full; ``None`` until known. ``prefill_s``: time from the queue to the first
+    token, lately.
     """
 
     num_running: int = 0
     num_waiting: int = 0
-    admitted_per_s: float | None = None
+    num_free: int = 0
+    ended_per_s: float | None = None
     prefill_s: float = 0.0
 
     @property
     def wait_s(self) -> float:
         """How long a request that came now would wait in the queue, as far as is known."""
-        if not self.num_waiting or not self.admitted_per_s:
-            return 0.0
-        return (self.num_waiting + 1) / self.admitted_per_s
+        num_ahead = self.num_waiting + 1 - self.num_free
+        return num_ahead / self.ended_per_s if num_ahead > 0 and self.ended_per_s else 0.0
 
     def later(self, seconds: float, num_new: int) -> EngineLoad:
-        """What the load should be after some time in which ``num_new`` requests came; they queue if others did."""
-        if not self.num_waiting:
+        """What the load should be after some time in which ``num_new`` requests came, if it was full."""
+        if self.num_free:
             return self
-        num_left = int((self.admitted_per_s or 0.0) * seconds)
-        return msgspec.structs.replace(self, num_waiting=max(0, self.num_waiting + num_new - num_left))
+        num_ended = int((self.ended_per_s or 0.0) * seconds)
+        return msgspec.structs.replace(self, num_waiting=max(0, self.num_waiting + num_new - num_ended))
 
 
 class LoadMeter:
-    """Measures how fast the queue drains: two sums that forget at the same rate, of requests and of seconds."""
+    """Measures how fast a full engine makes room: two sums that forget at the same rate, of requests and of seconds."""
 
     def __init__(self) -> None:
-        self._num_admitted = 0.0
+        self._num_ended = 0.0
         self._seconds = 0.0
-        self._last: tuple[float, int] | None = None  # time and count at the last look; None if nobody waited then
+        self._last: tuple[float, int] | None = None  # time and count at the last look; None if it was not full then
 
-    def observe(self, now_s: float, num_waiting: int, num_admitted: int) -> None:
-        """To be called in every step. ``num_admitted`` counts from the start of the engine."""
+    def observe(self, now_s: float, num_ended: int, *, is_full: bool) -> None:
+        """To be called in every step. ``num_ended`` counts from the start of the engine."""
         if self._last is not None:
-            elapsed_s, weight = now_s - self._last[0], 0.5 ** ((now_s - self._last[0]) / HALF_LIFE_S)
+            elapsed_s = now_s - self._last[0]
+            weight = 0.5 ** (elapsed_s / HALF_LIFE_S)
             self._seconds = self._seconds * weight + elapsed_s
-            self._num_admitted = self._num_admitted * weight + num_admitted - self._last[1]
-        self._last = (now_s, num_admitted) if num_waiting else None
+            self._num_ended = self._num_ended * weight + num_ended - self._last[1]
+        self._last = (now_s, num_ended) if is_full else None
 
     @property
-    def admitted_per_s(self) -> float | None:
-        """An optimist's rate: as if the next one were just leaving."""
-        return (self._num_admitted + 1) / self._seconds if self._seconds > 0 else None
+    def ended_per_s(self) -> float | None:
+        """An optimist's rate: as if the next one were just ending."""
+        return (self._num_ended + 1) / self._seconds if self._seconds > 0 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class AdmissionRule:
         if load.num_waiting + num_new > self.max_queue_len:
             message = f"{load.num_waiting} requests wait already, of at most {self.max_queue_len} (max_queue_len)"
             raise QueueFullError(f"{message}; try again later", _retry_after_s(load.wait_s))
-        if self.slo_ttft_s is not None and load.num_waiting:
+        if self.slo_ttft_s is not None and load.wait_s > 0:
             ttft_s = load.wait_s + load.prefill_s
             if ttft_s > self.slo_ttft_s * _MARGIN:
                 message = f"the first token would come in {ttft_s:.1f} s, too late for slo_ttft_s = {self.slo_ttft_s:g}"

@@ -73,8 +73,8 @@ class Scheduler:
         self._requests = LiveRequests(max_num_seqs, max_model_len, eos_token_ids, seed)
         self._waiting = WaitingQueue(policy)
         self._running: list[Sequence] = []  # in the policy's order: the last one makes room first
-        self._seats = Seats(max_num_seqs)
-        self._admission = Admission(block_manager, self._seats)
+        self.seats = Seats(max_num_seqs)
+        self._admission = Admission(block_manager, self.seats)
         self._in_flight: dict[int, list[PlannedSequence]] = {}
         self._next_step_id = 0
 
@@ -266,7 +266,7 @@ class Scheduler:
         builder.note(f"preempt {name_of(victim)} by {how} ({num_blocks} blocks, {num_computed} tokens): {why}")
         self._listener.on_preempted(how)
         for other in self._admission.party(victim):
-            self._seats.leave(other)
+            self.seats.leave(other)
         self._running.remove(victim)
         victim.num_preemptions += 1
         self._waiting.push(victim)
@@ -335,7 +335,7 @@ class Scheduler:
             self._waiting.remove(sequence)
         if sequence.status in (SequenceStatus.RUNNING, SequenceStatus.SWAPPED):
             self.block_manager.free(sequence.sequence_id, forget=forget)
-        self._seats.leave(sequence)
+        self.seats.leave(sequence)
         sequence.status = SequenceStatus.FINISHED
         self._listener.on_finished(sequence)
         if sequence.request.is_finished:
@@ -344,7 +344,7 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Assert that seats, queues and blocks add up."""
         self.block_manager.check_integrity()
-        self._seats.check_integrity([s.slot for r in self._requests for s in r.sequences if s.slot >= 0])
+        self.seats.check_integrity([s.slot for r in self._requests for s in r.sequences if s.slot >= 0])
         assert all(s.status is SequenceStatus.RUNNING and s.slot >= 0 for s in self._running), "a runner has no seat"
         keys = [self._policy.key(s) for s in self._running]
         assert keys == sorted(keys), "running sequences are out of order"

@@ -34,6 +34,11 @@ class StepPace:
         fixed_s, per_token_s = self._line()
         return max(0, int((self._target_s - fixed_s) / per_token_s))
 
+    def room(self, num_running: int) -> int:
+        """How many more sequences may decode beside those that run."""
+        most = self.max_tokens()
+        return num_running + 1 if most is None else max(0, most - num_running)
+
     def _line(self) -> tuple[float, float]:
         """Fixed seconds and seconds per token; steps of one size are taken to be all per token, which errs upwards."""
         mean_x, mean_y = self._x / self._weight, self._y / self._weight

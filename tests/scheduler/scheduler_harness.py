@@ -229,6 +229,6 @@ class Harness:
         assert (scheduler.num_running, scheduler.num_waiting, scheduler.num_swapped) == (0, 0, 0)
         assert manager.num_free_blocks == manager.num_blocks
         assert manager.host_pool.num_free == len(manager.host_pool.blocks)
-        assert scheduler._seats.num_free == self.max_num_seqs
+        assert scheduler.seats.num_free == self.max_num_seqs
         assert not scheduler._in_flight
         self.check()

@@ -19,52 +19,54 @@ def test_a_full_queue_refuses_and_says_when_it_will_have_drained():
     rule = AdmissionRule(max_queue_len=4)
     rule.check(EngineLoad(num_waiting=3))
     rule.check(EngineLoad(num_running=100, num_waiting=0), num_new=4)
-    error = refusal(rule, EngineLoad(num_waiting=4, admitted_per_s=0.5))
+    error = refusal(rule, EngineLoad(num_waiting=4, ended_per_s=0.5))
     assert (error.reason, error.retry_after_s) == ("queue_full", 10.0)
     assert "max_queue_len" in str(error)
     assert refusal(rule, EngineLoad(num_waiting=2), num_new=3).retry_after_s == 1.0, "nothing is known yet"
-    assert refusal(rule, EngineLoad(num_waiting=4, admitted_per_s=0.001)).retry_after_s == 60.0
+    assert refusal(rule, EngineLoad(num_waiting=4, ended_per_s=0.001)).retry_after_s == 60.0
 
 
 def test_who_would_get_a_first_token_too_late_is_refused():
     rule = AdmissionRule(max_queue_len=1000, slo_ttft_s=2.0)
-    rule.check(EngineLoad(num_waiting=4, admitted_per_s=5.0, prefill_s=0.5))
-    error = refusal(rule, EngineLoad(num_waiting=29, admitted_per_s=5.0, prefill_s=0.5))
+    rule.check(EngineLoad(num_waiting=4, ended_per_s=5.0, prefill_s=0.5))
+    error = refusal(rule, EngineLoad(num_waiting=29, ended_per_s=5.0, prefill_s=0.5))
     assert (error.reason, error.retry_after_s) == ("slo_ttft", 4.5)
     assert "6.5 s" in str(error)
     rule.check(EngineLoad(num_waiting=500))  # nothing is known yet
-    rule.check(EngineLoad(num_waiting=0, admitted_per_s=0.1, prefill_s=9.0))  # nobody could serve it earlier
+    rule.check(EngineLoad(num_free=1, ended_per_s=0.1, prefill_s=9.0))  # nobody could serve it earlier
+    refusal(rule, EngineLoad(num_running=8, ended_per_s=0.1))  # nobody waits, but all seats are taken
 
 
-def test_the_rate_is_measured_only_while_somebody_waits():
+def test_the_rate_is_measured_only_while_the_engine_is_full() -> None:
     meter = LoadMeter()
-    assert meter.admitted_per_s is None
-    meter.observe(0.0, num_waiting=0, num_admitted=0)
-    meter.observe(100.0, num_waiting=5, num_admitted=7)
-    assert meter.admitted_per_s is None, "there was no queue in those 100 s"
+    assert meter.ended_per_s is None
+    meter.observe(0.0, 0, is_full=False)
+    meter.observe(100.0, 7, is_full=True)
+    assert meter.ended_per_s is None, "it was not full in those 100 s"
     for second in range(1, 41):
-        meter.observe(100.0 + second, num_waiting=5, num_admitted=7 + 20 * second)
-    assert meter.admitted_per_s == pytest.approx(20.0, rel=0.03)
-    meter.observe(140.5, num_waiting=0, num_admitted=807)
-    before = meter.admitted_per_s
-    meter.observe(500.0, num_waiting=1, num_admitted=808)
-    assert meter.admitted_per_s == before
+        meter.observe(100.0 + second, 7 + 20 * second, is_full=True)
+    assert meter.ended_per_s == pytest.approx(20.0, rel=0.03)
+    meter.observe(140.5, 807, is_full=False)
+    before = meter.ended_per_s
+    meter.observe(500.0, 808, is_full=True)
+    assert meter.ended_per_s == before
 
 
-def test_the_rate_follows_changes():
+def test_the_rate_follows_changes() -> None:
     meter = LoadMeter()
     for second in range(20):
-        meter.observe(float(second), num_waiting=1, num_admitted=100 * second)
+        meter.observe(float(second), 100 * second, is_full=True)
     for second in range(20, 60):
-        meter.observe(float(second), num_waiting=1, num_admitted=1900 + second)
-    assert meter.admitted_per_s == pytest.approx(1.0, abs=0.6)
+        meter.observe(float(second), 1900 + second, is_full=True)
+    assert meter.ended_per_s == pytest.approx(1.0, abs=0.6)
 
 
 def test_a_worker_goes_on_from_the_engines_last_word():
-    word = EngineLoad(num_running=8, num_waiting=10, admitted_per_s=20.0)
+    word = EngineLoad(num_running=8, num_waiting=10, ended_per_s=20.0)
     assert word.later(0.2, num_new=3).num_waiting == 9
     assert word.later(5.0, num_new=0).num_waiting == 0
-    assert EngineLoad(num_running=3).later(0.2, num_new=50).num_waiting == 0, "they may all run by now"
+    assert EngineLoad(num_free=3).later(0.2, num_new=50).num_waiting == 0, "they may all be over by now"
+    assert EngineLoad(num_free=0).later(0.2, num_new=3).num_waiting == 3
 
 
 def test_pace_learns_fixed_and_growing_time():

@@ -105,9 +105,9 @@ def test_a_prompt_in_the_middle_makes_room_too_with_the_seats_of_its_forks():
     harness.add("a", [1] * 8, **endless(6))
     harness.add("b", [2] * 11, n=3, **endless(2))
     assert spans(harness.step()) == [(0, 0, 8), (1, 0, 2)]
-    assert harness.scheduler._seats.num_free == 0
+    assert harness.scheduler.seats.num_free == 0
     assert spans(harness.step()) == [(0, 8, 9)]
-    assert harness.scheduler._seats.num_free == 3
+    assert harness.scheduler.seats.num_free == 3
     harness.run()
     harness.check_outputs()
     harness.check_empty()

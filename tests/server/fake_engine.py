@@ -67,7 +67,7 @@ class FakeEngineClient(EngineClient):
         self.aborted.extend(request_ids)
 
     status = None
-    load = EngineLoad(num_waiting=3, admitted_per_s=2.0)
+    load = EngineLoad(num_waiting=3, ended_per_s=2.0)
 
     def stats(self, timeout_s: float = 1.0, *, wants_live: bool = False) -> StatsReply:
         self.require_ready()
