@@ -19,7 +19,12 @@ from cupy_engine.outputs import RequestMetrics
 
 from .reports import CallReport, GenerationReport
 
-OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion", "/v1/embeddings": "embeddings"}
+OPERATIONS = {
+    "/v1/chat/completions": "chat",
+    "/v1/responses": "chat",
+    "/v1/completions": "text_completion",
+    "/v1/embeddings": "embeddings",
+}
 
 
 class OtelTracer:

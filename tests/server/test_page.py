@@ -170,6 +170,19 @@ def test_side_by_side_with_probabilities(page: Page) -> None:
 
 
 @needs_chromium
+def test_text_is_continued(page: Page) -> None:
+    page.set("mode", "text")
+    page.set("temperature", "0")
+    page.set("max_tokens", "6")
+    page.one("#logprobs").click()
+    page.say("The capital of France is")
+    page.finish()
+    assert "Paris" in page.text(".said.model .content")
+    assert len(page.all(".token")) == 6
+    assert not page.complaints()
+
+
+@needs_chromium
 def test_errors_are_shown_where_they_happen(page: Page) -> None:
     page.set("stop", "|".join("abcdefghijklmnopqrstuvwxyz"))
     page.say("Hi")
