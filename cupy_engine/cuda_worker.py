@@ -17,7 +17,7 @@ from cupy_engine.cuda_device import CudaDevice
 from cupy_engine.cuda_graph import GraphSet, batch_buckets, token_buckets
 from cupy_engine.cuda_sampler import NO_LOGPROBS, CudaSampler, logprob_records
 from cupy_engine.device import Array
-from cupy_engine.executor import FailedStep, StepHandle
+from cupy_engine.executor import DoneStep, FailedStep, StepHandle
 from cupy_engine.kv_cache import KVCache
 from cupy_engine.messages import TokenLogprobs
 from cupy_engine.model_registry import CausalLM
@@ -29,6 +29,7 @@ from cupy_engine.prompt_scores import PromptScores
 from cupy_engine.sampler import NOT_FINITE, NOTHING_ALLOWED
 from cupy_engine.slot_table import PackedStep, SlotTable
 from cupy_engine.step_buffers import StepArrays, StepBuffers, StepShape
+from cupy_engine.step_parts import compute_in_parts
 from cupy_engine.worker import move_blocks
 
 _MAX_PREFILLS = 16  # sequences of a graph that may compute several tokens: each costs attention an idle block per head
@@ -151,13 +152,18 @@ class CudaWorker:
         """Enqueue a step."""
         try:
             with self._device.use():
-                return self._submit(plan)
+                move_blocks(plan, self._kv_cache)
+                self._seat(plan)
+                try:
+                    return self._enqueue(plan)
+                except MemoryError:
+                    self._device.release_unused()
+                    return DoneStep(compute_in_parts(plan, lambda part: self._enqueue(part).result()))
         except Exception as error:  # whatever breaks a step fails its requests, not the engine
             return FailedStep(error)
 
-    def _submit(self, plan: StepPlan) -> CudaStep:
-        move_blocks(plan, self._kv_cache)
-        self._seat(plan)
+    def _enqueue(self, plan: StepPlan) -> CudaStep:
+        """What may run out of memory comes before the draws, which a second try would repeat."""
         if not plan.sequences:
             return self._finish(plan.step_id, np.empty(0, np.int32), None, {}, {})
         step = self._slots.pack(plan.sequences)
@@ -166,8 +172,11 @@ class CudaWorker:
         embeddings: dict[int, np.ndarray] = {}
         if shape is None:
             shape = StepShape.of(step)
-            hidden, logits = self._run_eagerly(step, shape)
+            self._buffers.upload(step, shape, self._device.stream)
+            arrays = StepArrays.view(self._buffers.memory, shape)
+            hidden = self._forward(arrays, _attention(arrays, step.query_lens, step.context_lens))
             prompt_logprobs = self._prompt_scores.of_step(plan, hidden)
+            logits = self._sample(embedding(arrays.logits_rows, hidden), arrays) if shape.num_draws else None
             pooled = self._pooler.of_step(plan, hidden)
             embeddings = {i: _fetch(vector, self._device.stream) for i, vector in pooled.items()}
         else:
@@ -191,13 +200,6 @@ class CudaWorker:
         self._slots.write(plan)
         self._sampler.flush(self._device.stream)
         self._sampler.set_masks(plan.masks, self._device.stream)
-
-    def _run_eagerly(self, step: PackedStep, shape: StepShape) -> tuple[Array, Array | None]:
-        """Enqueue any step, launch by launch; returns its hidden states and, if any token is drawn, logits."""
-        self._buffers.upload(step, shape, self._device.stream)
-        arrays = StepArrays.view(self._buffers.memory, shape)
-        hidden = self._forward(arrays, _attention(arrays, step.query_lens, step.context_lens))
-        return hidden, self._sample(embedding(arrays.logits_rows, hidden), arrays) if shape.num_draws else None
 
     def _forward(self, arrays: StepArrays, attention: AttentionMetadata) -> Array:
         token_ids = take_last_tokens(arrays.token_ids, self._sampler.last_tokens)

@@ -14,6 +14,7 @@ from cupy_engine.pooling import Pooler
 from cupy_engine.prompt_scores import PromptScores
 from cupy_engine.sampler import NOTHING_ALLOWED, Sampler
 from cupy_engine.slot_table import PackedStep, SlotTable
+from cupy_engine.step_parts import compute_in_parts
 
 
 class Worker:
@@ -32,13 +33,18 @@ class Worker:
         """Move blocks, seat sequences, compute, draw."""
         move_blocks(plan, self._kv_cache)
         self._seat(plan)
+        return compute_in_parts(plan, self._compute)
+
+    def _compute(self, plan: StepPlan) -> StepResult:
+        """What may run out of memory comes before the draws, which a second try would repeat."""
         if not plan.sequences:
             return StepResult(plan.step_id, [], [])
         step = self._slots.pack(plan.sequences)
         batch = self._batch(step)
         hidden = self._model.forward(batch, self._kv_cache)
+        prompt_logprobs = self._prompt_scores.of_step(plan, hidden)
         result = self._draw(plan, step, hidden[batch.logits_rows])
-        result.prompt_logprobs = self._prompt_scores.of_step(plan, hidden)
+        result.prompt_logprobs = prompt_logprobs
         result.embeddings = {i: vector.tobytes() for i, vector in self._pooler.of_step(plan, hidden).items()}
         return result
 
