@@ -31,6 +31,8 @@ _OWN_OPTIONS = {
     "min_replicas": "1",
     "max_replicas": "1",
     "target_ongoing_requests": "64",
+    "upscale_delay_s": "10",
+    "downscale_delay_s": "600",
     "max_ongoing_requests": "1024",
     "num_gpus": "0",
     "num_cpus": "1",
@@ -41,8 +43,8 @@ def build(options: dict[str, str]) -> Any:
     """The application, for ``serve run`` and ``serve deploy``.
 
     Args:
-        options: ``model``; ``min_replicas``, ``max_replicas``, ``target_ongoing_requests`` (per replica) for scaling;
-            ``num_gpus``, ``num_cpus`` of a replica; the rest are options of ``cupy-engine serve`` (``max_num_seqs``).
+        options: ``model``; ``min_replicas``, ``max_replicas``, ``target_ongoing_requests`` (per replica),
+            ``upscale_delay_s`` and ``downscale_delay_s`` (a load must last so long) for scaling; ``num_gpus``, ``num_cpus`` of a replica; the rest are options of ``cupy-engine serve`` (``max_num_seqs``).
 
     Raises:
         ConfigError: a number that is none.
@@ -58,6 +60,8 @@ def build(options: dict[str, str]) -> Any:
             "min_replicas": int(own["min_replicas"]),
             "max_replicas": int(own["max_replicas"]),
             "target_ongoing_requests": own["target_ongoing_requests"],
+            "upscale_delay_s": own["upscale_delay_s"],
+            "downscale_delay_s": own["downscale_delay_s"],
         },
         ray_actor_options={"num_gpus": own["num_gpus"], "num_cpus": own["num_cpus"]},
         graceful_shutdown_timeout_s=STOP_TIMEOUT_S,
