@@ -43,8 +43,9 @@ def build(options: dict[str, str]) -> Any:
     """The application, for ``serve run`` and ``serve deploy``.
 
     Args:
-        options: ``model``; ``min_replicas``, ``max_replicas``, ``target_ongoing_requests`` (per replica),
-            ``upscale_delay_s`` and ``downscale_delay_s`` (a load must last so long) for scaling; ``num_gpus``, ``num_cpus`` of a replica; the rest are options of ``cupy-engine serve`` (``max_num_seqs``).
+        options: ``model``; for scaling ``min_replicas``, ``max_replicas``, ``target_ongoing_requests`` (per replica),
+            ``upscale_delay_s`` and ``downscale_delay_s`` (so long must a load last); ``num_gpus`` and ``num_cpus`` of a
+            replica; the rest are options of ``cupy-engine serve`` (``max_num_seqs``).
 
     Raises:
         ConfigError: a number that is none.
