@@ -29,15 +29,6 @@ def json_response(content: Any, body: Body[Any] | None = None) -> Response:
     return _with_warning(Response(msgspec.json.encode(content), mimetype="application/json"), body)
 
 
-def check_model(service: Service, name: str | None) -> None:
-    """Raises ApiError 404 for a model that is not served here. No name means the one that is."""
-    served = service.front_end.model_name
-    if name is not None and name != served:
-        shown = name if len(name) <= 80 else name[:77] + "..."
-        message = f"model {shown!r} does not exist here; this server has {served!r}"
-        raise ApiError(404, message, param="model", code="model_not_found")
-
-
 class Answering:
     """The steps of an endpoint that generates. Each call runs on a request thread."""
 

@@ -6,14 +6,14 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any
 
-from flask import Response, request
+from flask import Response
 
 from cupy_engine.messages import GenerateRequest
 from cupy_engine.sampling_params import SamplingParams
 
 from . import validation
-from .answering import Answering, check_model, json_response, wants_usage
-from .body import read_body
+from .answering import Answering, json_response, wants_usage
+from .body import Body
 from .chat_prompt import messages_of, render_chat
 from .protocol import ChatRequest
 from .responses import AnswerOptions, Echo, chat_completion
@@ -35,11 +35,8 @@ class Chat:
 class ChatApi(Answering):
     """The handler of chats."""
 
-    def chat_completions(self) -> Response:
-        """Answer a conversation."""
-        body = read_body(request, ChatRequest, self.config)
+    def chat_completions(self, body: Body[ChatRequest]) -> Response:
         fields = body.fields
-        check_model(self.service, fields.model)
         chat = self.prepare(fields)
         kind = "chat.completion.chunk" if fields.stream else "chat.completion"
         envelope = self.envelope("chatcmpl", kind, fields)

@@ -99,13 +99,15 @@ def _add_chat(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _add_serve(commands: Commands[argparse.ArgumentParser]) -> None:
-    parser = _command(commands, "serve", ".serve:run", "Serve a model over HTTP, in OpenAI's dialect.")
+    parser = _command(commands, "serve", ".serve:run", "Serve models over HTTP, in OpenAI's dialect.")
     parser.add_argument(
         "model",
         nargs="?",
         default=DEFAULT_MODEL,
         help=MODEL_HELP,
     )
+    parser.add_argument("--config", metavar="FILE", help="a TOML file with [[models]] to serve, instead of one model")
+    parser.add_argument("--replicas", type=int, default=1, metavar="N", help="engine processes (default: %(default)s)")
     add_options(parser.add_argument_group("listening"), ListenConfig)
     requests = parser.add_argument_group("requests")
     requests.add_argument(
@@ -116,7 +118,15 @@ def _add_serve(commands: Commands[argparse.ArgumentParser]) -> None:
         metavar="KEY",
         help="a key that clients must send; may be repeated; better in CUPY_ENGINE_API_KEY, out of sight of ps",
     )
-    add_options(requests, ServerConfig, skip=("api_keys",))
+    requests.add_argument(
+        "--admin-key",
+        dest="admin_keys",
+        action="append",
+        default=argparse.SUPPRESS,
+        metavar="KEY",
+        help="a key that may load and unload models, too; may be repeated; better in CUPY_ENGINE_ADMIN_KEY",
+    )
+    add_options(requests, ServerConfig, skip=("api_keys", "admin_keys"))
     add_options(parser.add_argument_group("engine"), EngineConfig, skip=("model",))
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 
-from flask import Response, request
+from flask import Response
 
 from cupy_engine.messages import GenerateRequest
 
 from . import validation
-from .answering import Answering, check_model, json_response, wants_usage
-from .body import read_body
+from .answering import Answering, json_response, wants_usage
+from .body import Body
 from .protocol import CompletionRequest
 from .responses import AnswerOptions, Echo, completion
 from .streaming import CompletionChunks
@@ -19,11 +19,8 @@ from .streaming import CompletionChunks
 class CompletionsApi(Answering):
     """The handler of completions."""
 
-    def completions(self) -> Response:
-        """Continue prompts."""
-        body = read_body(request, CompletionRequest, self.config)
+    def completions(self, body: Body[CompletionRequest]) -> Response:
         fields = body.fields
-        check_model(self.service, fields.model)
         params = validation.completion_params(fields, self.config)
         prompts = validation.prompts_of(fields.prompt, self.config)
         adds_special = fields.add_special_tokens is not False

@@ -6,7 +6,7 @@ import base64
 import contextlib
 from typing import Any
 
-from flask import Response, request
+from flask import Response
 
 from cupy_engine.errors import EngineError
 from cupy_engine.outputs import RequestOutput
@@ -14,9 +14,9 @@ from cupy_engine.pooling import unit_vector
 from cupy_engine.sampling_params import SamplingParams
 
 from . import validation
-from .answering import Answering, check_model, json_response
+from .answering import Answering, json_response
 from .api_errors import refuse
-from .body import read_body
+from .body import Body
 from .protocol import EmbeddingRequest
 
 FLOAT32_BYTES = 4
@@ -25,11 +25,8 @@ FLOAT32_BYTES = 4
 class EmbeddingsApi(Answering):
     """The handler of embeddings."""
 
-    def embeddings(self) -> Response:
-        """Make a vector of each input."""
-        body = read_body(request, EmbeddingRequest, self.config)
+    def embeddings(self, body: Body[EmbeddingRequest]) -> Response:
         fields = body.fields
-        check_model(self.service, fields.model)
         validation.check_request_id(fields.request_id)
         if fields.dimensions is not None and fields.dimensions < 1:
             refuse("dimensions", f"dimensions must be at least 1, got {fields.dimensions}")

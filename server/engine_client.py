@@ -6,14 +6,12 @@ request threads ◀── one mailbox per HTTP request ◀─┘
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import queue
-import random
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -31,14 +29,16 @@ from cupy_engine.messages import (
 )
 from cupy_engine.overload import AdmissionRule, EngineLoad
 
-from . import wire
 from .engine_connection import EngineConnection
 from .mailbox import Mailbox
+from .request_ids import RequestIds
 from .wire import EngineStatus
 
 logger = logging.getLogger(__name__)
 
-HealthState = Literal["starting", "loading", "ready", "stopping", "stalled", "unresponsive", "dead"]
+HealthState = Literal[
+    "starting", "loading", "ready", "stopping", "stalled", "unresponsive", "restarting", "dead", "failed"
+]
 
 STATS_TIMEOUT_S = 5.0
 NEWS_TIMEOUT_S = 0.5
@@ -48,8 +48,24 @@ _SENTENCES: dict[HealthState, str] = {
     "stopping": "the server is shutting down",
     "stalled": "the engine makes no progress",
     "unresponsive": "the engine does not answer",
+    "restarting": "the engine is restarting; try again in a moment",
     "dead": "the engine process has ended",
+    "failed": "the engine has failed too often and stays down; the server's log has the details",
 }
+
+
+class EngineLostError(EngineDeadError):
+    """The engine process ended before it had answered these requests."""
+
+    def __init__(self, request_ids: Sequence[str]) -> None:
+        super().__init__("the engine process has ended while it computed this request")
+        self.request_ids = request_ids
+
+
+def require_ready(state: HealthState) -> None:
+    """Raises EngineDeadError unless ``state`` is ready."""
+    if state != "ready":
+        raise EngineDeadError(_SENTENCES[state])
 
 
 class EngineClient:
@@ -59,13 +75,22 @@ class EngineClient:
         folder: where the engine's sockets are.
         stall_timeout_s: the engine counts as stalled when its loop has not come round for this long.
         rule: whom the engine's queue takes; what it would refuse is refused here, without waiting for its next step.
+        ids: shared by the clients of all engines that a request may go to.
 
     ``on_ready``: callables that get the engine's status, on the I/O thread, each time an engine becomes ready.
     """
 
-    def __init__(self, folder: Path, *, stall_timeout_s: float = 60.0, rule: AdmissionRule | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        stall_timeout_s: float = 60.0,
+        rule: AdmissionRule | None = None,
+        ids: RequestIds | None = None,
+    ) -> None:
         self._folder = folder
         self._rule = rule
+        self._ids = ids or RequestIds()
         self._stall_timeout_s = stall_timeout_s
         self.on_ready: list[Callable[[EngineStatus], None]] = []
         self._lock = threading.Lock()
@@ -76,14 +101,13 @@ class EngineClient:
         with self._lock:
             if self._pid == os.getpid():
                 return
-            self._client_id = random.SystemRandom().getrandbits(31)
-            self._serials = itertools.count(1)
             self._mailboxes: dict[str, Mailbox] = {}
             self._stats_boxes: dict[int, queue.SimpleQueue[StatsReply]] = {}
             self._was_ready = False
             self._num_new = 0  # requests submitted since the engine's latest status
             self._refusals: Counter[str] = Counter()  # not yet reported
-            self._connection = EngineConnection(self._folder, self._client_id, self)
+            self.num_submitted = 0
+            self._connection = EngineConnection(self._folder, self._ids.client_id, self)
             self._connection.start()
             self._pid = os.getpid()
 
@@ -91,6 +115,11 @@ class EngineClient:
         if self._pid == os.getpid():
             self._connection.close()
             self._pid = None
+
+    def retire(self) -> None:
+        """Close when the engine has ended, which it will when it has answered all requests."""
+        self.connect()
+        self._connection.retire()
 
     # For request threads
 
@@ -111,30 +140,48 @@ class EngineClient:
             return "stalled"
         return link.status.state
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the engine takes requests, as far as is known without waiting."""
+        self.connect()
+        link = self._connection
+        status = None if link.is_lost or link.is_silent else link.status
+        return status is not None and status.state == "ready" and status.turn_age_s <= self._stall_timeout_s
+
+    @property
+    def num_live_requests(self) -> int:
+        """How many requests the engine is busy with: those of this worker now, or of all workers a moment ago."""
+        load = self.load
+        return max(len(self._mailboxes), load.num_running + load.num_waiting)
+
     def require_ready(self) -> None:
         """Raises EngineDeadError unless the engine takes requests."""
-        state = self.state
-        if state != "ready":
-            raise EngineDeadError(_SENTENCES[state])
+        require_ready(self.state)
 
     def new_request_id(self) -> str:
-        self.connect()
-        return wire.request_id(self._client_id, next(self._serials))
+        return self._ids.new_request_id()
 
-    def submit(self, requests: Sequence[GenerateRequest]) -> Mailbox:
-        """Send requests; their outputs, or the exception that ends them all, arrive in the returned mailbox.
+    def submit(self, requests: Sequence[GenerateRequest], mailbox: Mailbox | None = None) -> Mailbox:
+        """Send requests; their outputs, or an EngineLostError, arrive in the mailbox, which is returned.
+
+        Args:
+            mailbox: of requests that have been accepted before.
 
         Raises:
             EngineDeadError: the engine does not take requests now.
             QueueFullError: it has too many already.
         """
         self.require_ready()
-        self._check_load(len(requests))
-        mailbox = Mailbox()
+        if mailbox is None:
+            self.check_load(len(requests))
+            mailbox = Mailbox()
+        life = self._connection.life
         self._mailboxes.update((request.request_id, mailbox) for request in requests)
-        self.send(requests)
-        if self.state == "dead":  # it died between the check and here, perhaps after failing all mailboxes
-            mailbox.put(EngineDeadError(_SENTENCES["dead"]))
+        self.num_submitted += len(requests)
+        self._num_new += len(requests)
+        self._connection.send(requests, life)
+        if self._connection.life != life:  # it ended in between, perhaps after all mailboxes were told
+            self._report_lost([request.request_id for request in requests])
         return mailbox
 
     @property
@@ -150,17 +197,17 @@ class EngineClient:
         with self._lock:
             self._refusals[reason] += 1
 
-    def _check_load(self, num_requests: int) -> None:
+    def check_load(self, num_requests: int) -> None:
+        """Raises QueueFullError if the engine's queue would not take so many more."""
         if self._rule is not None:
             try:
                 self._rule.check(self.load, num_requests)
             except QueueFullError as error:
                 self.refused(error.reason)
                 raise
-        self._num_new += num_requests
 
     def send(self, commands: Sequence[Command]) -> None:
-        self._connection.send(commands)
+        self._connection.send(commands, self._connection.life)
 
     def forget(self, request_ids: Sequence[str]) -> None:
         """Drop the mailboxes of requests that are over."""
@@ -185,7 +232,7 @@ class EngineClient:
             EngineDeadError: the engine does not answer in time.
         """
         self.require_ready()
-        token = wire.stats_token(self._client_id, next(self._serials))
+        token = self._ids.new_stats_token()
         box = self._stats_boxes[token] = queue.SimpleQueue()
         try:
             self.send([StatsRequest(token=token, wants_live=wants_live)])
@@ -221,8 +268,16 @@ class EngineClient:
                 call(status)
         self._was_ready = is_ready
 
-    def on_lost(self, state: HealthState) -> None:
-        """Fail everyone who waits."""
-        for request_id, mailbox in self._mailboxes.copy().items():
-            self._mailboxes.pop(request_id, None)
-            mailbox.put(EngineDeadError(_SENTENCES[state]))
+    def on_lost(self) -> None:
+        """Tell everyone who waits."""
+        self._was_ready = False
+        self._report_lost(list(self._mailboxes))
+
+    def _report_lost(self, request_ids: Sequence[str]) -> None:
+        """One piece of mail per mailbox; each request is reported once."""
+        lost: dict[Mailbox, list[str]] = defaultdict(list)
+        for request_id in request_ids:
+            if mailbox := self._mailboxes.pop(request_id, None):
+                lost[mailbox].append(request_id)
+        for mailbox, ids in lost.items():
+            mailbox.put(EngineLostError(ids))

@@ -8,9 +8,10 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -32,12 +33,13 @@ class Listener(Protocol):
 
     def on_replies(self, replies: list[Reply]) -> None: ...
     def on_status(self, status: EngineStatus) -> None: ...
-    def on_lost(self, state: Literal["dead", "unresponsive"]) -> None: ...
+    def on_lost(self) -> None: ...
 
 
 class EngineConnection(threading.Thread):
     """Carries commands and replies, and asks the engine how it is every ``PING_INTERVAL_S``.
 
+    ``life``: counts the engine processes that have ended. A command is for one life; the next engine never gets it.
     ``status``: its latest answer, which came at ``heard_s`` (monotonic). ``is_lost``: its end of the socket has closed,
     which the kernel does when a process ends, however it ends. ``is_silent``: no answer for ``SILENCE_LIMIT_S``: it is
     stopped, or the machine is.
@@ -48,13 +50,16 @@ class EngineConnection(threading.Thread):
         self._folder = folder
         self._identity = wire.identity(client_id)
         self._listener = listener
-        self._outbox: collections.deque[bytes] = collections.deque()
+        self._outbox: collections.deque[tuple[int, bytes]] = collections.deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        weakref.finalize(self, os.close, self._wake).atexit = False
         self._is_closing = False
+        self._is_retiring = False
         self.heard_s = 0.0
         self._news = threading.Condition()
         self.status: EngineStatus | None = None
         self.is_lost = False
+        self.life = 0
 
     @property
     def is_silent(self) -> bool:
@@ -65,28 +70,31 @@ class EngineConnection(threading.Thread):
         with self._news:
             self._news.wait(timeout_s)
 
-    def send(self, commands: Sequence[Command]) -> None:
-        """Queue commands for the engine; any thread may call this."""
-        self._outbox.extend(map(wire.encode, commands))
+    def send(self, commands: Sequence[Command], life: int) -> None:
+        """Queue commands for the engine if this is its ``life`` still; any thread may call this."""
+        self._outbox.extend((life, wire.encode(command)) for command in commands)
         os.eventfd_write(self._wake, 1)
+
+    def retire(self) -> None:
+        """End when the engine does."""
+        self._is_retiring = True
 
     def close(self) -> None:
         self._is_closing = True
         os.eventfd_write(self._wake, 1)
         self.join()
-        os.close(self._wake)
 
     def run(self) -> None:
         try:
             self._run()
         except Exception:
             logger.exception("the connection to the engine broke")
-            self.is_lost = True
-            self._listener.on_lost("dead")
+            self._lose()
 
     def _run(self) -> None:
         with zmq.Context() as context, contextlib.ExitStack() as sockets:
-            self._engine = sockets.enter_context(self._connect(context, wire.ENGINE_SOCKET, max_unsent=0))
+            self._engine = self._connect(context, wire.ENGINE_SOCKET, max_unsent=0)
+            sockets.callback(lambda: self._engine.close())
             self._pulse = sockets.enter_context(self._connect(context, wire.STATUS_SOCKET, max_unsent=4))
             events = zmq.EVENT_CONNECTED | zmq.EVENT_DISCONNECTED
             self._monitor = sockets.enter_context(self._pulse.get_monitor_socket(events))
@@ -109,8 +117,15 @@ class EngineConnection(threading.Thread):
                     self._read_replies()
                 if self._pulse in ready:
                     self._read_status()
-                if self._monitor in ready:
-                    self._read_monitor()
+                if self._monitor in ready and self._has_ended():
+                    self._read_replies()  # what it had said before
+                    self._lose()
+                    if self._is_retiring:
+                        break
+                    poller.unregister(self._engine)
+                    self._engine.close()  # what was not sent would wait in it for the next engine
+                    self._engine = self._connect(context, wire.ENGINE_SOCKET, max_unsent=0)
+                    poller.register(self._engine, zmq.POLLIN)
 
     def _connect(self, context: zmq.Context[zmq.Socket[bytes]], name: str, max_unsent: int) -> zmq.Socket[bytes]:
         socket = context.socket(zmq.DEALER)
@@ -124,7 +139,9 @@ class EngineConnection(threading.Thread):
 
     def _flush(self) -> None:
         while self._outbox:
-            self._engine.send(self._outbox.popleft())
+            life, payload = self._outbox.popleft()
+            if life == self.life:
+                self._engine.send(payload)
 
     def _read_replies(self) -> None:
         with contextlib.suppress(zmq.Again):
@@ -132,8 +149,6 @@ class EngineConnection(threading.Thread):
                 self._listener.on_replies(wire.replies_decoder.decode(self._engine.recv(zmq.DONTWAIT)))
 
     def _ping(self) -> None:
-        if self.is_silent:
-            self._listener.on_lost("unresponsive")
         with contextlib.suppress(zmq.Again):
             self._pulse.send(wire.encode(wire.Ping()), zmq.DONTWAIT)
 
@@ -147,13 +162,14 @@ class EngineConnection(threading.Thread):
             with self._news:
                 self._news.notify_all()
 
-    def _read_monitor(self) -> None:
+    def _has_ended(self) -> bool:
+        """Whether the monitor says that the engine process has gone."""
         event = recv_monitor_message(self._monitor)["event"]
-        if event == zmq.EVENT_DISCONNECTED:
-            is_expected = self.status is not None and self.status.state == "stopping"
-            logger.log(logging.INFO if is_expected else logging.ERROR, "the engine process has ended")
-            self.is_lost = True
-            self.status = None
-            self._listener.on_lost("dead")
-        elif event == zmq.EVENT_CONNECTED:
-            self.is_lost = False
+        self.is_lost = event == zmq.EVENT_DISCONNECTED
+        return self.is_lost
+
+    def _lose(self) -> None:
+        self.is_lost = True
+        self.status = None
+        self.life += 1
+        self._listener.on_lost()

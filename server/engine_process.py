@@ -1,14 +1,12 @@
 """The engine process: loads the model, then does nothing but schedule and compute until it is told to end.
 
-python -m cupy_engine.server.engine_process FOLDER OWNER_PIDFD DRAIN_TIMEOUT_S [--quiet]
+python -m cupy_engine.server.engine_process FOLDER OWNER_PIDFD DRAIN_TIMEOUT_S
 """
 
 from __future__ import annotations
 
-import contextlib
+import faulthandler
 import logging
-import select
-import shutil
 import signal
 import sys
 import time
@@ -33,19 +31,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-OWNER_EXIT_TIMEOUT_S = 60.0
-
 
 class EngineServer:
-    """The core, its loop and its sockets. SIGTERM: finish what runs, then end. SIGQUIT, SIGINT: end now."""
+    """The core, its loop and its sockets.
 
-    def __init__(self, folder: Path, owner: int, drain_timeout_s: float, is_quiet: bool) -> None:
+    SIGTERM: finish what runs, then end. SIGQUIT, SIGINT: end now. SIGUSR1: write down where every thread is.
+    """
+
+    def __init__(self, folder: Path, owner: int, drain_timeout_s: float) -> None:
         self._folder = folder
-        self._is_quiet = is_quiet
         self._owner = owner
         self._drain_timeout_s = drain_timeout_s
         self._state: EngineState = "loading"
-        self._is_told_to_end = False
         self._core: EngineCore | None = None
         self._loop: CoreLoop | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -55,6 +52,7 @@ class EngineServer:
         """Serve until told to end; the exit status."""
         for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
             signal.signal(number, self._stop)
+        faulthandler.register(signal.SIGUSR1, all_threads=True)
         StatusThread(self._context, self._folder, self._owner, self._report).start()
         try:
             self._load()
@@ -78,22 +76,13 @@ class EngineServer:
         self._state = "ready"
 
     def _give_up(self, reason: str) -> int:
-        """Tell the owner, which cannot serve without an engine, to end; wait for that, as it may ask for the reason."""
+        """Leave word of why it ends."""
         self._state = "stopping"
-        one_line = " ".join(reason.split())
-        (self._folder / ERROR_FILE).write_text(one_line)
-        if not self._is_quiet:
-            sys.stderr.write(f"error: {one_line}\n")
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._owner, signal.SIGTERM)
-        deadline_s = time.monotonic() + OWNER_EXIT_TIMEOUT_S
-        while not self._is_told_to_end and time.monotonic() < deadline_s:
-            if select.select([self._owner], [], [], 0.05)[0]:
-                break
+        (self._folder / ERROR_FILE).write_text(" ".join(reason.split()))
         return 1
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
-        was_loading, self._state, self._is_told_to_end = self._state == "loading", "stopping", True
+        was_loading, self._state = self._state == "loading", "stopping"
         if self._loop is not None:
             self._loop.stop(self._drain_timeout_s if number == signal.SIGTERM else 0.0)
         elif was_loading:
@@ -117,14 +106,13 @@ class EngineServer:
 
 
 def main(arguments: list[str]) -> int:
-    folder, owner, drain_timeout_s, *flags = arguments
+    folder, owner, drain_timeout_s = arguments
     configure_logging()
-    server = EngineServer(Path(folder), int(owner), float(drain_timeout_s), is_quiet="--quiet" in flags)
+    server = EngineServer(Path(folder), int(owner), float(drain_timeout_s))
     try:
         return server.run()
     finally:
         server.close()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

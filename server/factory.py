@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
 
 from flask import Flask
 
-from cupy_engine.config import EngineConfig
 from cupy_engine.errors import EngineError
-from cupy_engine.frontend import FrontEnd
-from cupy_engine.overload import AdmissionRule
 
 from .app import create_app
-from .client_watcher import ClientWatcher
-from .engine_client import EngineClient
-from .engine_launcher import EngineProcess, ensure_engine
-from .generation import Service
+from .deployment import Deployment, SupervisorPlan
 from .key_limits import KeyLimits
 from .logs import configure_logging
-from .server_config import ServerConfig, split_options
-from .wire import EngineStatus
+from .model_directory import ModelDirectory
+from .models_file import split_options
+from .roster_client import RosterClient
+from .server_config import ServerConfig
+from .supervisor_launcher import SupervisorProcess, ensure_supervisor
 
 
 def build_app(**options: object) -> Flask:
@@ -30,35 +28,41 @@ def build_app(**options: object) -> Flask:
         gunicorn.errors.AppImportError: a bad option or model; gunicorn prints it as one line and ends.
     """
     configure_logging()
+    owner_pid = server_pid()
     try:
-        engine_config, config = split_options(options)
-        owner_pid = server_pid()
-        front_end = FrontEnd.from_config(engine_config)  # first: it tells a bad model from a good one
-        engine = ensure_engine(engine_config, owner_pid, config.drain_timeout_s)
+        deployments, config = split_options(options)
+        models = ModelDirectory(deployments, config)
+        models.load_front_ends()  # before anything is started: it tells a bad model from a good one
+        plan = plan_of(deployments, config)
+        follow_supervisor(models, plan, ensure_supervisor(plan, owner_pid), owner_pid)
     except EngineError as error:
         from gunicorn.errors import AppImportError
 
         raise AppImportError(f"error: {error}") from None
-    app = assemble(front_end, engine_config, config, engine)
     if owner_pid != os.getpid():  # this process is a worker and forks no more
-        app.extensions["engine_client"].connect()
-    return app
+        models.connect()
+    return create_app(models)
 
 
-def assemble(front_end: FrontEnd, engine_config: EngineConfig, config: ServerConfig, engine: EngineProcess) -> Flask:
-    """An application over an engine process. ``app.extensions["engine_client"]`` is its client."""
+def plan_of(deployments: Sequence[Deployment], config: ServerConfig) -> SupervisorPlan:
+    """What the supervisor needs to know."""
+    return SupervisorPlan(
+        deployments=list(deployments),
+        drain_timeout_s=config.drain_timeout_s,
+        stall_timeout_s=config.stall_timeout_s,
+        max_engine_restarts=config.max_engine_restarts,
+    )
 
-    def adopt_limits(status: EngineStatus) -> None:
-        front_end.max_model_len = status.max_model_len
 
-    rule = AdmissionRule(engine_config.max_queue_len, engine_config.slo_ttft_s)
-    client = EngineClient(engine.folder, stall_timeout_s=config.stall_timeout_s, rule=rule)
-    client.on_ready.append(adopt_limits)
-    key_limits = KeyLimits(engine.folder, config) if config.limits_keys else None
-    app = create_app(Service(front_end, client, ClientWatcher(), engine_config, config, key_limits))
-    app.extensions["engine_client"] = client
-    app.extensions["engine_process"] = engine
-    return app
+def follow_supervisor(
+    models: ModelDirectory, plan: SupervisorPlan, supervisor: SupervisorProcess, owner_pid: int
+) -> RosterClient:
+    """Let ``models`` follow its roster. If it dies before the server does, it gets a successor."""
+    roster = RosterClient(supervisor.folder, restart=lambda: ensure_supervisor(plan, owner_pid))
+    models.follow(roster)
+    if models.config.limits_keys:
+        models.key_limits = KeyLimits(supervisor.folder, models.config)
+    return roster
 
 
 def server_pid() -> int:

@@ -18,13 +18,15 @@ from cupy_engine.outputs import CompletionDelta, RequestOutput
 
 from .api_errors import ApiError, ClientGoneError
 from .client_watcher import ClientWatcher
-from .engine_client import EngineClient
+from .engine_client import EngineLostError
 from .key_limits import KeyLimits, Lease
 from .mailbox import Mail
+from .replica_pool import ReplicaPool
 from .reports import CallReport, GenerationReport
 from .server_config import ServerConfig
 
 DEADLINE_GRACE_S = 2.0  # for the engine to report an expired deadline itself
+MAX_REPLAYS = 2  # a request that ends one engine after another must not do so for ever
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ class Service:
     """What every request handler needs."""
 
     front_end: FrontEnd
-    client: EngineClient
+    client: ReplicaPool
     watcher: ClientWatcher
     engine_config: EngineConfig
     config: ServerConfig
@@ -53,6 +55,8 @@ def late_error() -> DeadlineExceededError:
 
 class Generation:
     """Live requests, one per prompt, that share a mailbox and a fate.
+
+    A request that loses its engine before anything was told of it is computed afresh; else it fails.
 
     Args:
         name: for the log.
@@ -81,10 +85,14 @@ class Generation:
         self._name = name
         self._requests = requests
         self._index = {request.request_id: index for index, request in enumerate(requests)}
+        self._prompts = prompts
         self._collectors: list[RequestCollector] = [
             service.front_end.collector(request, prompt) for request, prompt in zip(requests, prompts, strict=True)
         ]
         self._call = call
+        self._tells_all_at_once = False
+        self._told: set[int] = set()  # prompts of which something was told
+        self._num_replays = [0] * len(requests)
         self._deadline_s = max(request.deadline_s or float("inf") for request in requests) + DEADLINE_GRACE_S
         self._outcome = "aborted"
         self._is_open = True
@@ -127,12 +135,17 @@ class Generation:
     def take(self, mail: Mail) -> list[PromptDelta]:
         """What a piece of mail says; raises as :meth:`receive` does."""
         try:
+            if isinstance(mail, EngineLostError) and self._replay(mail):
+                return []
             if isinstance(mail, Exception):
                 raise mail
-            return [delta for output in mail for delta in self._collect(output)]
+            deltas = [delta for output in mail for delta in self._collect(output)]
         except Exception as error:
             self._outcome = type(error).__name__
             raise
+        if not self._tells_all_at_once:
+            self._told.update(delta.prompt_index for delta in deltas)
+        return deltas
 
     def redirect(self, receiver: Callable[[Mail], None]) -> None:
         """From now on mail goes to ``receiver``, on another thread, instead of :meth:`receive`."""
@@ -140,6 +153,7 @@ class Generation:
 
     def run(self) -> list[RequestOutput]:
         """Wait for the end; raises as :meth:`receive` does."""
+        self._tells_all_at_once = True
         if not any(request.params.stop for request in self._requests):  # nothing to look out for in between
             self._mailbox.hold_back()
         while not self.finished:
@@ -172,9 +186,21 @@ class Generation:
             self._service.client.abort(live)
         self._report()
 
+    def _replay(self, lost: EngineLostError) -> bool:
+        """Begin anew what an engine has left unfinished; whether all of it can be."""
+        indexes = [self._index[request_id] for request_id in lost.request_ids]
+        indexes = [index for index in indexes if not self._collectors[index].finished]
+        if any(index in self._told or self._num_replays[index] >= MAX_REPLAYS for index in indexes):
+            return False
+        for index in indexes:
+            self._num_replays[index] += 1
+            self._collectors[index] = self._service.front_end.collector(self._requests[index], self._prompts[index])
+        self._service.client.resubmit([self._requests[index] for index in indexes], self._mailbox)
+        return True
+
     def _enter(self, api_key: str | None) -> Lease | None:
         limits = self._service.key_limits
-        if limits is None or api_key is None:
+        if limits is None or api_key is None or api_key not in limits:
             return None
         try:
             return limits.enter(api_key)

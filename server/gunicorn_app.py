@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import sys
@@ -16,15 +17,14 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.config import KNOWN_SETTINGS as SETTINGS
 
-from cupy_engine.config import EngineConfig
-from cupy_engine.frontend import FrontEnd
-
 from . import gunicorn_conf
-from .engine_launcher import EngineProcess
-from .factory import assemble
+from .app import create_app
+from .deployment import Roster, SupervisorPlan
+from .factory import follow_supervisor
 from .listen_config import ListenConfig
+from .model_directory import ModelDirectory, ServedModel
 from .server_config import ServerConfig
-from .wire import EngineStatus
+from .supervisor_launcher import SupervisorProcess
 
 logger = logging.getLogger(__name__)
 
@@ -34,35 +34,36 @@ EXIT_MARGIN_S = 3.0  # for workers to send what the engine failed at the drain l
 
 
 def run_gunicorn(
-    engine_config: EngineConfig,
+    plan: SupervisorPlan,
     config: ServerConfig,
     listen: ListenConfig,
     listener: socket.socket,
-    engine: EngineProcess,
+    supervisor: SupervisorProcess,
     start_s: float,
 ) -> None:
     """Serve until a signal says otherwise; ends with SystemExit.
 
     Raises:
-        ModelLoadError: the model's tokenizer or configuration cannot be loaded.
+        ModelLoadError: a model's tokenizer or configuration cannot be loaded.
     """
     url = url_of(listener)
-    app = assemble(FrontEnd.from_config(engine_config), engine_config, config, engine)
+    models = ModelDirectory(plan.deployments, config)
+    models.load_front_ends()
+    roster = follow_supervisor(models, plan, supervisor, os.getpid())
 
     def on_worker_start(worker: Any) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C goes to all; the master decides
-        client = app.extensions["engine_client"]
         if worker.age == 1:
-            client.on_ready.append(lambda status: announce(url, engine_config.model, status, start_s))
-        client.connect()
+            roster.on_change.append(Announcement(models, url, start_s))
+        models.connect()
 
     settings = {
-        **gunicorn_settings(listen, listen.num_threads(engine_config)),
+        **gunicorn_settings(listen, listen.num_threads(each.engine_config() for each in plan.deployments)),
         "bind": [f"fd://{listener.detach()}"],  # gunicorn closes it when it stops accepting
         "graceful_timeout": int(config.drain_timeout_s + EXIT_MARGIN_S),
         "post_worker_init": on_worker_start,
     }
-    ServerApplication(app, settings, engine, config.drain_timeout_s).run()
+    ServerApplication(create_app(models), settings, supervisor, config.drain_timeout_s).run()
 
 
 def gunicorn_settings(listen: ListenConfig, num_threads: int) -> dict[str, Any]:
@@ -83,22 +84,42 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def announce(url: str, model: str, status: EngineStatus, start_s: float) -> None:
-    """Say that requests are answered from now on."""
-    sys.stdout.write(
-        f"ready on {url} (model {model}, {status.backend}, {status.num_kv_blocks} KV blocks) "
-        f"in {time.monotonic() - start_s:.1f} s\n"
-    )
-    sys.stdout.flush()
+class Announcement:
+    """Says once that requests are answered, when the roster has every engine ready."""
+
+    def __init__(self, models: ModelDirectory, url: str, start_s: float) -> None:
+        self._models = models
+        self._url = url
+        self._start_s = start_s
+        self._is_made = False
+
+    def __call__(self, roster: Roster) -> None:
+        states = {replica.state for model in roster.models for replica in model.replicas}
+        if self._is_made or states != {"ready"}:
+            return
+        self._is_made = True
+        shown = "; ".join(self._describe(served) for served in self._models.served())
+        sys.stdout.write(f"ready on {self._url} ({shown}) in {time.monotonic() - self._start_s:.1f} s\n")
+        sys.stdout.flush()
+
+    def _describe(self, served: ServedModel) -> str:
+        _ = served.pool.state  # waits for what the engines say about themselves
+        known = [replica.client.status for replica in served.pool.replicas.values()]
+        status = next((status for status in known if status is not None), None)
+        about = f", {status.backend}, {status.num_kv_blocks} KV blocks" if status else ""
+        times = f", {len(known)} replicas" if len(known) > 1 else ""
+        return f"model {served.deployment.id}{about}{times}"
 
 
 class ServerApplication(BaseApplication):  # type: ignore[misc]
     """gunicorn with settings from this program alone: no configuration file, no command line of its own."""
 
-    def __init__(self, app: Flask, settings: dict[str, Any], engine: EngineProcess, drain_timeout_s: float) -> None:
+    def __init__(
+        self, app: Flask, settings: dict[str, Any], supervisor: SupervisorProcess, drain_timeout_s: float
+    ) -> None:
         self._app = app
         self._settings = settings
-        self._engine = engine
+        self._supervisor = supervisor
         self._drain_timeout_s = drain_timeout_s
         super().__init__()
 
@@ -110,7 +131,7 @@ class ServerApplication(BaseApplication):  # type: ignore[misc]
         return self._app
 
     def run(self) -> None:
-        DrainingArbiter(self, self._engine, self._drain_timeout_s).run()
+        DrainingArbiter(self, self._supervisor, self._drain_timeout_s).run()
 
 
 class DrainingArbiter(Arbiter):  # type: ignore[misc]
@@ -119,8 +140,8 @@ class DrainingArbiter(Arbiter):  # type: ignore[misc]
     A second Ctrl-C ends everything at once.
     """
 
-    def __init__(self, application: ServerApplication, engine: EngineProcess, drain_timeout_s: float) -> None:
-        self._engine = engine
+    def __init__(self, application: ServerApplication, supervisor: SupervisorProcess, drain_timeout_s: float) -> None:
+        self._supervisor = supervisor
         self._drain_timeout_s = drain_timeout_s
         self._is_stopping = False
         super().__init__(application)
@@ -132,7 +153,7 @@ class DrainingArbiter(Arbiter):  # type: ignore[misc]
         self._is_stopping = True
         if graceful:
             logger.info("stopping: running requests may take %g s; Ctrl-C again ends them now", self._drain_timeout_s)
-        limit = threading.Timer(self._drain_timeout_s, self._engine.stop_now)
+        limit = threading.Timer(self._drain_timeout_s, self._supervisor.stop_now)
         limit.daemon = True
         limit.start()
         super().stop(graceful)

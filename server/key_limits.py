@@ -48,6 +48,10 @@ class KeyLimits:
         self._pid: int | None = None
         self._worker = -1
 
+    def __contains__(self, key: object) -> bool:
+        """Whether a key has limits: an administrator's has none."""
+        return key in self._rows
+
     def enter(self, key: str) -> Lease:
         """Begin a request. The lease must be closed when it ends.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cupy_engine.config import EngineConfig
@@ -11,6 +12,7 @@ from cupy_engine.errors import ConfigError
 from .logs import LogFormat
 
 SPARE_THREADS = 64  # for /health and others while every generating thread is busy
+MAX_THREADS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,7 @@ class ListenConfig:
     def num_workers(self) -> int:
         return self.workers or min(8, max(1, (os.cpu_count() or 1) // 2))
 
-    def num_threads(self, engine: EngineConfig) -> int:
-        """So many that the engine's own queue fills up, and answers 429, before requests wait for a thread."""
-        return self.threads or (engine.max_num_seqs + engine.max_queue_len) // self.num_workers() + SPARE_THREADS
+    def num_threads(self, engines: Iterable[EngineConfig]) -> int:
+        """So many that the engines' own queues fill up, and answer 429, before requests wait for a thread."""
+        num_requests = sum(engine.max_num_seqs + engine.max_queue_len for engine in engines)
+        return self.threads or min(MAX_THREADS, num_requests // self.num_workers() + SPARE_THREADS)

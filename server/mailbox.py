@@ -24,8 +24,12 @@ class Mailbox:
         with self._lock:
             if self._receiver is not None:
                 self._receiver(mail)
-            elif self._held is None or isinstance(mail, Exception):
+            elif self._held is None:
                 self._arrived.put(mail)
+            elif isinstance(mail, Exception):
+                self._arrived.put(self._held)
+                self._arrived.put(mail)
+                self._held = []
             else:
                 self._held += mail
                 if any(output.finish_reason is not None for output in mail):
@@ -55,6 +59,10 @@ class Mailbox:
     def close(self) -> None:
         """Drop what still comes."""
         self._receiver = _drop
+
+    @property
+    def is_closed(self) -> bool:
+        return self._receiver is _drop
 
 
 def _drop(_mail: Mail) -> None:

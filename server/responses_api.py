@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 
-from flask import Response, request
+from flask import Response
 
-from .answering import check_model, json_response
-from .body import read_body
+from .answering import json_response
+from .body import Body
 from .chat_api import ChatApi
 from .response_events import ResponseEvents
 from .response_input import as_chat, errors_renamed
@@ -17,11 +17,8 @@ from .response_protocol import ResponseRequest
 class ResponsesApi(ChatApi):
     """The handler of responses: a chat underneath."""
 
-    def responses(self) -> Response:
-        """Answer a conversation, in OpenAI's newer shape."""
-        body = read_body(request, ResponseRequest, self.config)
+    def responses(self, body: Body[ResponseRequest]) -> Response:
         fields = body.fields
-        check_model(self.service, fields.model)
         with errors_renamed():
             chat = self.prepare(as_chat(fields))
             envelope = self.envelope("resp", "response", fields)

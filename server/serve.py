@@ -1,4 +1,4 @@
-"""``cupy-engine serve``: an engine process and gunicorn's workers, started together, ended together."""
+"""``cupy-engine serve``: engine processes and gunicorn's workers, started together, ended together."""
 
 from __future__ import annotations
 
@@ -7,28 +7,32 @@ import os
 import signal
 import socket
 from argparse import Namespace
+from collections.abc import Sequence
 from types import FrameType
 
 from cupy_engine.config import EngineConfig
 from cupy_engine.errors import ConfigError, EngineError
 
-from .engine_launcher import ensure_engine
+from .deployment import Deployment, deployment_of
+from .factory import plan_of
 from .listen_config import ListenConfig
 from .logs import configure_logging
+from .models_file import read_models_file
 from .options import chosen
 from .server_config import ServerConfig
+from .supervisor_launcher import ensure_supervisor
 
 logger = logging.getLogger(__name__)
 
 BACKLOG = 2048
-KEY_VARIABLE = "CUPY_ENGINE_API_KEY"
+KEY_VARIABLES = {"api_keys": "CUPY_ENGINE_API_KEY", "admin_keys": "CUPY_ENGINE_ADMIN_KEY"}
 
 
-def serve(engine_config: EngineConfig, config: ServerConfig, listen: ListenConfig, start_s: float) -> int:
+def serve(deployments: Sequence[Deployment], config: ServerConfig, listen: ListenConfig, start_s: float) -> int:
     """Serve until told to end; the exit status. ``start_s``: when the command began, on the monotonic clock.
 
     Raises:
-        EngineError: the model cannot be loaded or the port cannot be bound.
+        EngineError: a model cannot be loaded or the port cannot be bound.
     """
     configure_logging(listen.log_level, listen.log_format)
     signal.signal(signal.SIGTERM, _exit)
@@ -36,20 +40,21 @@ def serve(engine_config: EngineConfig, config: ServerConfig, listen: ListenConfi
         logger.warning("no API key is set: whoever can reach %s:%d can use this server", listen.host, listen.port)
     main_pid = os.getpid()
     listener = bind(listen.host, listen.port)
-    engine = ensure_engine(engine_config, main_pid, config.drain_timeout_s, is_quiet=True)
+    plan = plan_of(deployments, config)
+    supervisor = ensure_supervisor(plan, main_pid, is_quiet=True)
     load_error = None
     try:
-        from .gunicorn_app import run_gunicorn  # here, so that the engine loads the model meanwhile
+        from .gunicorn_app import run_gunicorn  # here, so that engines load their models meanwhile
 
-        run_gunicorn(engine_config, config, listen, listener, engine, start_s)
+        run_gunicorn(plan, config, listen, listener, supervisor, start_s)
     except SystemExit:
         if os.getpid() != main_pid:  # a worker, forked in there, ends; the rest is the main process's
             raise
     finally:
         if os.getpid() == main_pid:
-            load_error = engine.load_error
+            load_error = supervisor.load_error
             listener.close()
-            engine.close()
+            supervisor.close()
     if load_error is not None:
         raise EngineError(load_error)
     return 0
@@ -82,12 +87,16 @@ def _exit(_number: int, _frame: FrameType | None) -> None:
 
 def run(arguments: Namespace) -> int:
     """The command; its exit status."""
-    server = chosen(arguments, ServerConfig)
-    if "api_keys" not in server and (key := os.environ.get(KEY_VARIABLE)):
-        server["api_keys"] = [key]
-    return serve(
-        EngineConfig(**chosen(arguments, EngineConfig)),
-        ServerConfig(**server),
-        ListenConfig(**chosen(arguments, ListenConfig)),
-        arguments.start_s,
-    )
+    server, listen = chosen(arguments, ServerConfig), chosen(arguments, ListenConfig)
+    for field, variable in KEY_VARIABLES.items():
+        if field not in server and (key := os.environ.get(variable)):
+            server[field] = [key]
+    engine = chosen(arguments, EngineConfig)
+    if arguments.config is None:
+        deployments = [deployment_of(EngineConfig(**engine), replicas=arguments.replicas)]
+    else:
+        if misplaced := [name for name in engine if name != "model" or arguments.model != EngineConfig.model]:
+            raise ConfigError(misplaced[0], "belongs into the file of --config, to the model it is for")
+        file = read_models_file(arguments.config)
+        deployments, server, listen = file.deployments, file.server | server, file.listen | listen
+    return serve(deployments, ServerConfig(**server), ListenConfig(**listen), arguments.start_s)

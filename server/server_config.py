@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 from cupy_engine import sampling_params as limits
-from cupy_engine.config import EngineConfig
 from cupy_engine.errors import ConfigError
 
 from .tool_formats import TOOL_PARSERS
@@ -21,12 +19,14 @@ class ServerConfig:
         api_keys: keys of which a client must send one (``Authorization: Bearer KEY``); none means no check.
         key_max_requests: most requests of one key at a time.
         key_requests_per_minute, key_tokens_per_minute: budget of one key; tokens are those of prompts and answers.
+        admin_keys: keys that open everything, and alone the endpoints that load and unload models; none closes those.
         strict: refuse unknown request fields instead of ignoring them with a warning header.
         request_timeout_s: longest time for one request; its own ``timeout_s`` may be shorter.
         drain_timeout_s: time for running requests to finish when the server is asked to end.
         keep_alive_comment_s: a stream that waits longer than this gets a comment line.
         client_write_timeout_s: a client that takes no bytes for this long counts as gone.
-        stall_timeout_s: an engine whose loop has not come round for this long is unhealthy.
+        stall_timeout_s: an engine whose loop has not come round for this long is unhealthy, and started again.
+        max_engine_restarts: an engine that ends this often in a row stays down.
         max_body_bytes: largest request body.
         max_prompts: most prompts in one request.
         max_n: largest ``n`` and ``best_of``.
@@ -48,12 +48,14 @@ class ServerConfig:
     key_max_requests: int | None = None
     key_requests_per_minute: int | None = None
     key_tokens_per_minute: int | None = None
+    admin_keys: tuple[str, ...] = ()
     strict: bool = False
     request_timeout_s: float = 600.0
     drain_timeout_s: float = 30.0
     keep_alive_comment_s: float = 15.0
     client_write_timeout_s: float = 30.0
     stall_timeout_s: float = 60.0
+    max_engine_restarts: int = 10
     max_body_bytes: int = 4 << 20
     max_prompts: int = 256
     max_n: int = limits.MAX_N
@@ -68,7 +70,8 @@ class ServerConfig:
     otlp_traces_endpoint: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "api_keys", _checked_keys(self.api_keys))
+        for name in ("api_keys", "admin_keys"):
+            object.__setattr__(self, name, _checked_keys(name, getattr(self, name)))
         if self.tool_call_parser not in TOOL_PARSERS:
             allowed = ", ".join(TOOL_PARSERS)
             raise ConfigError("tool_call_parser", f"must be one of {allowed}, got {self.tool_call_parser!r}")
@@ -90,12 +93,12 @@ class ServerConfig:
         return any(getattr(self, name) is not None for name in _KEY_LIMITS)
 
 
-def _checked_keys(keys: Any) -> tuple[str, ...]:
+def _checked_keys(field: str, keys: Any) -> tuple[str, ...]:
     """Keys as a tuple; one key may be given as a string."""
     keys = (keys,) if isinstance(keys, str) else tuple(keys)
     for key in keys:
         if not isinstance(key, str) or not key or not key.isascii() or not key.isprintable():
-            raise ConfigError("api_keys", "a key must be a non-empty text of printable ASCII characters")
+            raise ConfigError(field, "a key must be a non-empty text of printable ASCII characters")
     return keys
 
 
@@ -108,6 +111,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "keep_alive_comment_s": (0.01, _DAY_S),
     "client_write_timeout_s": (0.01, _DAY_S),
     "stall_timeout_s": (0.1, _DAY_S),
+    "max_engine_restarts": (0, 1_000_000),
     "max_body_bytes": (1, 1 << 30),
     "max_prompts": (1, 1 << 16),
     "max_n": (1, limits.MAX_N),
@@ -117,22 +121,3 @@ _RANGES: dict[str, tuple[float, float]] = {
     "max_bad_words": (0, limits.MAX_BAD_WORDS),
     "max_logit_bias": (0, limits.MAX_LOGIT_BIAS),
 }
-
-
-def split_options(options: dict[str, Any]) -> tuple[EngineConfig, ServerConfig]:
-    """Sort options into those of the engine and those of the server.
-
-    Raises:
-        ConfigError: an option that neither has.
-    """
-    engine_names, server_names = _field_names(EngineConfig), _field_names(ServerConfig)
-    for name in options:
-        if name not in engine_names | server_names:
-            raise ConfigError(name, f"no such option; there are {', '.join(sorted(engine_names | server_names))}")
-    server = {name: value for name, value in options.items() if name in server_names}
-    engine = {name: value for name, value in options.items() if name in engine_names}
-    return EngineConfig.from_dict(engine), ServerConfig(**server)
-
-
-def _field_names(kind: type) -> set[str]:
-    return {field.name for field in dataclasses.fields(kind)}

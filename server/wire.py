@@ -1,7 +1,7 @@
 """What travels between HTTP workers and the engine process, and through which sockets.
 
-    FOLDER/            private (0700), removed by the engine process
-      engine.json      the EngineConfig, written by whoever starts the engine
+    FOLDER/            one per replica, private (0700), kept by the supervisor
+      engine.json      the EngineConfig, written by the supervisor
       engine.sock      Command ──▶  ◀── list[Reply]       served by the engine's own loop, once a step
       status.sock      Ping ──▶     ◀── EngineStatus      served by a thread beside it, so it answers during long steps
       error.txt        why the engine could not start, if it could not

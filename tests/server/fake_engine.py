@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 
+from cupy_engine.server.deployment import ReplicaStatus
 from cupy_engine.server.engine_client import EngineClient
 from cupy_engine.server.mailbox import Mailbox
+from cupy_engine.server.replica_pool import PooledReplica
 
 from cupy_engine.messages import (
     AbortRequest,
@@ -24,7 +26,7 @@ Script = Callable[[GenerateRequest], list[SequenceOutput]]
 
 
 class FakeEngineClient(EngineClient):
-    """Stands in for the real one; keeps what it was asked."""
+    """Stands in for the real one, and for a pool of one; keeps what it was asked."""
 
     def __init__(self, script: Script) -> None:
         self.script = script
@@ -33,11 +35,16 @@ class FakeEngineClient(EngineClient):
         self.aborted: list[str] = []
         self.refusals: list[str] = []
         self.sent: list[Command] = []
+        self.replicas = {"e0": PooledReplica("0", self, ReplicaStatus(folder="e0", state="ready"))}
         self._counter = itertools.count(1)
 
     @property
     def state(self):
         return self.fake_state
+
+    @property
+    def is_ready(self):
+        return self.fake_state == "ready"
 
     def connect(self) -> None:
         pass

@@ -34,6 +34,15 @@ def wait_until(is_true: Callable[[], bool], timeout_s: float, what: str) -> None
         time.sleep(0.02)
 
 
+def long_model_options(folder: Path) -> tuple[str, ...]:
+    """A tiny model of random weights that may talk for minutes, and one worker."""
+    config = (TINY / "config.json").read_text()
+    old = '"max_position_embeddings": 512'
+    assert old in config
+    (folder / "config.json").write_text(config.replace(old, '"max_position_embeddings": 262144'))
+    return (str(folder), "--load-format", "dummy", "--kv-cache-memory-bytes", str(1 << 28), "--workers", "1")
+
+
 class LiveServer:
     """Processes started by ``command``; they inherit a mark by which all of them are found, and a folder for files."""
 
@@ -162,12 +171,20 @@ class LiveServer:
         return found
 
     def engine_pid(self) -> int:
-        engines = [pid for pid, command in self.pids().items() if "engine_process" in command]
-        assert len(engines) == 1, self.pids()
-        return engines[0]
+        (engine,) = self.engine_pids()
+        return engine
+
+    def engine_pids(self) -> list[int]:
+        return [pid for pid, command in self.pids().items() if "engine_process" in command]
+
+    def supervisor_pid(self) -> int:
+        (supervisor,) = [pid for pid, command in self.pids().items() if "server.supervisor" in command]
+        return supervisor
 
     def worker_pids(self) -> list[int]:
-        return sorted(set(self.pids()) - {self.process.pid, self.engine_pid()})
+        """gunicorn's."""
+        own = (self.process.pid, self.supervisor_pid(), *self.engine_pids())
+        return sorted(pid for pid in self.pids() if pid not in own)
 
     def end(self, number: int = signal.SIGTERM, timeout_s: float = 20.0) -> int:
         """Send a signal to the main process and wait for it; its exit status."""

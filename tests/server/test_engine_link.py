@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -11,9 +12,10 @@ from pathlib import Path
 import pytest
 import zmq
 from cupy_engine.server import engine_connection, wire
-from cupy_engine.server.engine_client import EngineClient
+from cupy_engine.server.engine_client import EngineClient, EngineLostError
 from cupy_engine.server.engine_socket import EngineSocket
 from cupy_engine.server.engine_status import StatusThread
+from cupy_engine.server.mailbox import Mailbox
 from cupy_engine.server.wire import EngineStatus
 from live_server import wait_until
 
@@ -162,10 +164,15 @@ def test_garbage_is_dropped(client: EngineClient, engine: ScriptedEngine, folder
     assert client.submit([request(client)]).get(timeout_s=5)
 
 
-def test_a_dead_engine_fails_all_who_wait(client: EngineClient, engine: ScriptedEngine) -> None:
-    mailbox = client.submit([request(client, ())])
+def test_a_dead_engine_is_told_to_all_who_wait(client: EngineClient, engine: ScriptedEngine) -> None:
+    mailbox = Mailbox()
+    requests = [request(client, ()) for _ in range(3)]
+    for each in requests:
+        client.submit([each], mailbox)
     engine.close()
-    assert isinstance(mailbox.get(timeout_s=1), EngineDeadError)
+    lost = mailbox.get(1)
+    assert isinstance(lost, EngineLostError)
+    assert sorted(lost.request_ids) == sorted(each.request_id for each in requests), "once, in one mail"
     assert client.state == "dead"
     with pytest.raises(EngineDeadError, match="ended"):
         client.submit([request(client)])
@@ -190,7 +197,9 @@ def test_an_engine_that_makes_no_progress_is_stalled(client: EngineClient, engin
         client.require_ready()
 
 
-def test_a_silent_engine_fails_all_who_wait(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_engine_is_unresponsive_until_its_supervisor_ends_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engine_connection, "SILENCE_LIMIT_S", 0.5)
     with zmq.Context() as context, context.socket(zmq.ROUTER) as data, context.socket(zmq.ROUTER) as pulse:
         data.bind(wire.address(folder, wire.ENGINE_SOCKET))
@@ -200,9 +209,28 @@ def test_a_silent_engine_fails_all_who_wait(folder: Path, monkeypatch: pytest.Mo
         worker, _ = pulse.recv_multipart()
         pulse.send_multipart((worker, wire.encode(EngineStatus(state="ready"))))
         mailbox = client.submit([request(client)])
-        assert isinstance(mailbox.get(timeout_s=3), EngineDeadError)
-        assert client.state == "unresponsive"
+        wait_until(lambda: client.state == "unresponsive", 3, "unresponsive")
+        assert not client.is_ready
+        with pytest.raises(queue.Empty):
+            mailbox.get_nowait()
         client.close()
+
+
+def test_what_was_meant_for_a_dead_engine_never_reaches_the_next(
+    client: EngineClient, engine: ScriptedEngine, folder: Path
+) -> None:
+    engine.close()
+    wait_until(lambda: client.state == "dead", 5, "dead")
+    client.send([AbortRequest(request_id="late")])
+    life = client._connection.life
+    client._connection.send([AbortRequest(request_id="stale")], life - 1)
+    successor = ScriptedEngine(folder)
+    successor.status = EngineStatus(state="ready")
+    wait_until(lambda: client.state == "ready", 5, "ready again")
+    client.abort(["now"])
+    wait_until(lambda: "now" in successor.aborted(), 5, "aborted")
+    assert "stale" not in successor.aborted()
+    successor.close()
 
 
 def test_ready_is_told_once(engine: ScriptedEngine, folder: Path) -> None:

@@ -153,7 +153,8 @@ def test_only_http_listens_and_only_on_loopback(server: LiveServer) -> None:
 def test_sockets_are_private(server: LiveServer) -> None:
     (folder,) = server.tmp.iterdir()
     assert folder.stat().st_mode & 0o777 == 0o700
-    assert {path.name for path in folder.iterdir()} >= {"engine.sock", "status.sock"}
+    assert (folder / "e0").stat().st_mode & 0o777 == 0o700
+    assert {path.name for path in folder.rglob("*.sock")} == {"control.sock", "engine.sock", "status.sock"}
 
 
 def test_throughput_of_small_requests(server: LiveServer) -> None:

@@ -41,6 +41,7 @@ def test_an_error_is_never_held_back() -> None:
     box.hold_back()
     box.put([output(1)])
     box.put(error)
+    assert box.get_nowait() == [output(1)], "what had come before it, first"
     assert box.get_nowait() is error
 
 

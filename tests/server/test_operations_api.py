@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import pytest
 from api_client import Api, MakeApi
 from cupy_engine.server.logs import line
-from cupy_engine.server.server_config import ServerConfig, split_options
+from cupy_engine.server.models_file import split_options
+from cupy_engine.server.server_config import ServerConfig
 
 from cupy_engine import __version__
 from cupy_engine.errors import ConfigError
@@ -22,7 +24,7 @@ def test_without_a_key_every_route_but_the_page_and_probes_is_closed(make_api: M
     assert len(routes) >= 11
     for rule in routes:
         method = "POST" if "POST" in rule.methods else "GET"
-        path = rule.rule.replace("<path:name>", "smollm2-135m").replace("<path:filename>", "style.css")
+        path = re.sub("<.*?>", "style.css" if "filename" in rule.rule else "smollm2-135m", rule.rule)
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": KEY}, {"Authorization": "Basic x"}):
             with api.http.open(path, method=method, headers=headers) as response:
                 assert response.status_code == (200 if path in open_paths else 401), path
@@ -139,7 +141,8 @@ def test_log_lines_stay_one_line() -> None:
 
 
 def test_options_are_sorted_and_checked() -> None:
-    engine, server = split_options({"model": "m", "max_num_seqs": 3, "strict": True})
+    (deployment,), server = split_options({"model": "m", "max_num_seqs": 3, "strict": True})
+    engine = deployment.engine_config()
     assert (engine.model, engine.max_num_seqs, server.strict) == ("m", 3, True)
     for options, field in [
         ({"nonsense": 1}, "nonsense"),

@@ -1,0 +1,111 @@
+"""Starting the supervisor and with it the engines: once per server, whoever of its processes comes first."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from cupy_engine.errors import EngineDeadError
+
+from .deployment import SupervisorPlan
+from .fleet import PLAN_FILE
+from .runtime_folder import exclusive, make_runtime_folder, try_lock
+from .wire import ERROR_FILE
+
+STOP_MARGIN_S = 8.0
+
+
+@dataclass
+class SupervisorProcess:
+    """The supervisor of this server, as seen by a process of the same server.
+
+    ``process`` is ``None`` where another process of the server started it.
+    """
+
+    folder: Path
+    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    @property
+    def load_error(self) -> str | None:
+        """Why the engines could not start, in one line; ``None`` if they could, or have not tried yet."""
+        try:
+            return (self.folder / ERROR_FILE).read_text()
+        except FileNotFoundError:
+            return None
+
+    def stop_now(self) -> None:
+        """Make the engines fail what runs, and end."""
+        self._signal(signal.SIGQUIT)
+
+    def close(self, timeout_s: float = STOP_MARGIN_S) -> None:
+        """End it, by force after ``timeout_s``, and remove its folder."""
+        if self.process is not None:
+            self.stop_now()
+            try:
+                self.process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(number)
+
+
+def ensure_supervisor(plan: SupervisorPlan, owner_pid: int, *, is_quiet: bool = False) -> SupervisorProcess:
+    """The supervisor of the server whose main process is ``owner_pid``: started here if it does not run.
+
+    It ends when the owner does, whatever happens to the caller. One that was killed has a successor that goes on with
+    what was served last.
+
+    Args:
+        plan: what to serve.
+        is_quiet: it leaves it to the owner to say why it cannot start.
+
+    Raises:
+        EngineDeadError: the owner has ended.
+    """
+    settings = msgspec.json.encode(plan)
+    try:
+        owner = os.pidfd_open(owner_pid)
+    except ProcessLookupError:
+        raise EngineDeadError("the server has ended") from None
+    try:
+        folder = make_runtime_folder(owner_pid, hashlib.sha256(settings).hexdigest()[:8])
+        return _start_once(folder, settings, owner, is_quiet)
+    finally:
+        os.close(owner)
+
+
+def _start_once(folder: Path, settings: bytes, owner: int, is_quiet: bool) -> SupervisorProcess:
+    with exclusive(folder / "start.lock"):
+        lock = try_lock(folder / "supervisor.lock")
+        if lock is None:
+            return SupervisorProcess(folder)
+        try:
+            if not (folder / PLAN_FILE).exists():
+                (folder / PLAN_FILE).write_bytes(settings)
+            command = [str(folder), str(owner), *(["--quiet"] if is_quiet else [])]
+            return SupervisorProcess(folder, _spawn(command, (lock, owner)))
+        finally:
+            os.close(lock)
+
+
+def _spawn(arguments: list[str], descriptors: tuple[int, ...]) -> subprocess.Popen[bytes]:
+    """A fresh interpreter in its own session, out of reach of the terminal's Ctrl-C."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "cupy_engine.server.supervisor", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=2,
+        pass_fds=descriptors,
+        start_new_session=True,
+    )
