@@ -171,6 +171,7 @@ def test_an_engine_that_is_told_to_end_is_started_again() -> None:
     with LiveServer.serve(str(TINY)) as server:
         ended = server.engine_pid()
         os.kill(ended, signal.SIGTERM)
-        wait_until(lambda: ended not in server.pids(), 5, "it ends")
-        wait_until(lambda: server.status("/health") == 200, 20, "well again")
+        wait_until(lambda: server.status("/ready") == 503, 5, "it ends")
+        wait_until(lambda: server.status("/ready") == 200, 20, "well again")
+        assert ended not in server.pids()
         assert server.call("/v1/completions", PROMPT)[0] == 200
