@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .logprob_format import Json
 from .tool_formats import new_call_id
-from .tool_parsing import CallArguments, CallStart, Piece, Text, ToolParser
+from .tool_pieces import CallArguments, CallStart, Piece, Text, ToolParser
 
 
 class ToolReader:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection
+from collections.abc import Mapping
 
-from .tool_parsing import JsonCallParser, PythonCallParser, ToolFormat, ToolParser
+from . import xml_calls
+from .tool_parsing import JsonCallParser, PythonCallParser, ToolFormat
+from .tool_pieces import ToolParser
 
 JSON_LIST = ToolFormat(begin="", is_bare=True)
 
@@ -17,12 +19,13 @@ _FORMATS = {
     "phi4_mini": ToolFormat(begin="functools"),
     "json": JSON_LIST,
 }
-TOOL_PARSERS = ("auto", *_FORMATS, "pythonic")
+TOOL_PARSERS = ("auto", *_FORMATS, "qwen3_coder", "pythonic")
 
 _SIGNS = {  # what only a family's chat template says
     "[TOOL_CALLS]": "mistral",
     "functools[": "phi4_mini",
     "<|tool_call|>": "granite",
+    "<function=": "qwen3_coder",
     "<tool_call>": "hermes",
     "<|python_tag|>": "llama3_json",
     '"parameters": dictionary': "llama3_json",
@@ -38,14 +41,16 @@ def detect_family(template: str) -> str:
 
 def mark_of(family: str) -> str:
     """The mark before calls; empty if there is none."""
-    return _FORMATS[family].begin if family in _FORMATS else ""
+    return xml_calls.BEGIN if family == "qwen3_coder" else _FORMATS[family].begin if family in _FORMATS else ""
 
 
-def new_parser(family: str, names: Collection[str], max_calls: int) -> ToolParser:
-    """A parser for one answer."""
+def new_parser(family: str, tools: Mapping[str, xml_calls.Parameters], max_calls: int) -> ToolParser:
+    """A parser for one answer; ``tools``: by name the JSON schema of their parameters."""
     if family == "pythonic":
-        return PythonCallParser(names, max_calls)
-    return JsonCallParser(_FORMATS[family], names, max_calls)
+        return PythonCallParser(tools, max_calls)
+    if family == "qwen3_coder":
+        return xml_calls.XmlCallParser(tools, max_calls)
+    return JsonCallParser(_FORMATS[family], tools, max_calls)
 
 
 def new_call_id() -> str:

@@ -11,48 +11,13 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Protocol
 
 from .call_object import CallObject
 from .python_calls import read_python_calls
+from .tool_pieces import MAX_HELD_SPACES, CallArguments, CallStart, Piece, Text, num_held
 
-_MAX_HELD_SPACES = 256
 _MAX_NAME_CHARS = 256
 _BETWEEN_CALLS = " \t\r\n,;[]"
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class CallStart:
-    """Call number ``index`` of the answer begins."""
-
-    index: int
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class CallArguments:
-    """More of a call's arguments, which are JSON as the model wrote it."""
-
-    index: int
-    text: str
-
-
-Piece = Text | CallStart | CallArguments
-
-
-class ToolParser(Protocol):
-    """Reads one answer."""
-
-    def feed(self, text: str) -> list[Piece]:
-        """What more text says for certain."""
-
-    def finish(self) -> list[Piece]:
-        """What was held back, when the answer has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +77,7 @@ class JsonCallParser:
         begin = self._format.begin
         if self._format.is_bare and not self._has_text and not self._num_calls:
             start = self._buffer.lstrip()
-            if not start and len(self._buffer) <= _MAX_HELD_SPACES:
+            if not start and len(self._buffer) <= MAX_HELD_SPACES:
                 return False
             if start and start[0] in "{[":
                 self._step = self._read_between
@@ -125,7 +90,7 @@ class JsonCallParser:
             self._consume(place - len(before) + len(begin))
             self._step, self._num_calls_before = self._read_between, self._num_calls
             return True
-        num_sure = len(self._buffer) - _num_held(self._buffer, begin)
+        num_sure = len(self._buffer) - num_held(self._buffer, begin)
         self._say(self._buffer[:num_sure], pieces)
         self._consume(num_sure, is_raw=False)
         return False
@@ -184,7 +149,7 @@ class JsonCallParser:
         end = self._format.end
         place = self._buffer.find(end) if end else -1
         if place < 0:
-            self._buffer = self._buffer[len(self._buffer) - _num_held(self._buffer, end) :]
+            self._buffer = self._buffer[len(self._buffer) - num_held(self._buffer, end) :]
             return False
         self._consume(place + len(end), is_raw=False)
         self._has_started, self._step = False, self._read_text
@@ -218,15 +183,6 @@ class JsonCallParser:
             pieces.append(piece)
 
 
-def _num_held(buffer: str, mark: str) -> int:
-    """Characters at the end that may belong to a mark: its beginning, and white space before it."""
-    rest = next(
-        (buffer[:-n] for n in range(min(len(mark), len(buffer)), 0, -1) if mark.startswith(buffer[-n:])), buffer
-    )
-    num_spaces = len(rest) - len(rest.rstrip())
-    return len(buffer) - len(rest) + min(num_spaces, _MAX_HELD_SPACES)
-
-
 class ArgumentsParser:
     """Reads an answer that is nothing but the arguments of one call: the request named its function."""
 
@@ -256,8 +212,8 @@ class PythonCallParser:
 
     def feed(self, text: str) -> list[Piece]:
         self._buffer += text
-        start = self._buffer[: _MAX_HELD_SPACES + 1].lstrip()[:1]
-        self._is_text = self._is_text or (start != "[" and (start != "" or len(self._buffer) > _MAX_HELD_SPACES))
+        start = self._buffer[: MAX_HELD_SPACES + 1].lstrip()[:1]
+        self._is_text = self._is_text or (start != "[" and (start != "" or len(self._buffer) > MAX_HELD_SPACES))
         return self._flush() if self._is_text else []
 
     def finish(self) -> list[Piece]:

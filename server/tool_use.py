@@ -13,7 +13,8 @@ from cupy_engine.structured_outputs import JSON_OPTIONS, StructuredOutputs, chec
 from .api_errors import refuse
 from .protocol import ChatRequest, FunctionDefinition, NamedToolChoice, Tool
 from .tool_formats import new_parser
-from .tool_parsing import ArgumentsParser, ToolParser
+from .tool_parsing import ArgumentsParser
+from .tool_pieces import ToolParser
 
 MAX_TOOLS = 128
 MAX_CALLS = 16  # in one answer
@@ -46,8 +47,8 @@ class ToolUse:
         """For one answer."""
         if self.forced is not None:
             return ArgumentsParser(self.forced.name)
-        names = {tool.function.name for tool in self.tools}
-        return new_parser("json" if self.is_required else self.family, names, self.max_calls)
+        tools = {tool.function.name: tool.function.parameters or {} for tool in self.tools}
+        return new_parser("json" if self.is_required else self.family, tools, self.max_calls)
 
     def _grammar(self) -> str:
         """``[call, call, ...]``, where each schema stands by itself, so that its references hold."""

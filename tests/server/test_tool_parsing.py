@@ -8,11 +8,16 @@ import time
 
 import pytest
 from cupy_engine.server.tool_formats import TOOL_PARSERS, detect_family, new_call_id, new_parser
-from cupy_engine.server.tool_parsing import ArgumentsParser, CallArguments, CallStart, Text, ToolParser
+from cupy_engine.server.tool_parsing import ArgumentsParser
+from cupy_engine.server.tool_pieces import CallArguments, CallStart, Text, ToolParser
 
 F = '{"name": "f", "arguments": {"x": "a\\"}{", "y": [1, {"z": null}]}}'
 F_ARGUMENTS = '{"x": "a\\"}{", "y": [1, {"z": null}]}'
 FAMILIES = TOOL_PARSERS[1:]
+TOOLS = {"f": {"properties": {"n": {"type": "integer"}, "l": {"type": "array"}, "s": {"type": "string"}}}, "g": {}}
+XML = "<tool_call>\n<function=f>\n{}</function>\n</tool_call>"
+MEMBERS = {"n": "5", "s": "5", "l": "[1, {", "x": "a\nb"}
+XML_ARGUMENTS = "".join(f"<parameter={name}>\n{value}\n</parameter>\n" for name, value in MEMBERS.items())
 
 
 def read(parser: ToolParser, text: str, num_chars: int) -> tuple[str, list[tuple[str, str]]]:
@@ -58,6 +63,12 @@ CALLS = {
     "granite": ("granite", f"<|tool_call|>[{F}]", "", [("f", F_ARGUMENTS)]),
     "phi": ("phi4_mini", f"functools[{F}]", "", [("f", F_ARGUMENTS)]),
     "list": ("json", f"[{F}, {F}]", "", [("f", F_ARGUMENTS)] * 2),
+    "qwen coder": (
+        "qwen3_coder",
+        "Well.\n" + XML.format(XML_ARGUMENTS) + "\n" + XML.format("").replace("f>", "g>", 1) + "\n",
+        "Well.",
+        [("f", '{"n": 5, "s": "5", "l": "[1, {", "x": "a\\nb"}'), ("g", "{}")],
+    ),
     "pythonic": (
         "pythonic",
         "[f(x=1, y={'a': [None, True]}), g()]",
@@ -71,7 +82,7 @@ CALLS = {
 @pytest.mark.parametrize("name", CALLS)
 def test_calls(name: str, num_chars: int) -> None:
     family, text, content, calls = CALLS[name]
-    assert read(new_parser(family, {"f", "g"}, 16), text, num_chars) == (content, calls)
+    assert read(new_parser(family, TOOLS, 16), text, num_chars) == (content, calls)
 
 
 NO_CALLS = {
@@ -81,6 +92,8 @@ NO_CALLS = {
     "nothing": ("hermes", "a <tool_call></tool_call> b"),
     "half a mark": ("hermes", "1 <tool_cal 2 <"),
     "a number for a name": ("hermes", '<tool_call>{"name": 5}</tool_call>'),
+    "unknown function": ("qwen3_coder", "so <tool_call><function=rm></function></tool_call> \n"),
+    "unfinished function": ("qwen3_coder", "so <tool_call><function=f>"),
     "an answer in JSON": ("llama3_json", '{"name": "Bob", "age": 3}'),
     "a list": ("json", "[1, 2]"),
     "spaces": ("llama3_json", "  \n "),
@@ -97,12 +110,12 @@ NO_CALLS = {
 @pytest.mark.parametrize("name", NO_CALLS)
 def test_what_is_no_call_is_text_to_the_last_character(name: str, num_chars: int) -> None:
     family, text = NO_CALLS[name]
-    assert read(new_parser(family, {"f", "g"}, 16), text, num_chars) == (text, [])
+    assert read(new_parser(family, TOOLS, 16), text, num_chars) == (text, [])
 
 
 def test_further_calls_are_passed_over() -> None:
-    assert read(new_parser("mistral", {"f"}, 1), f"[TOOL_CALLS][{F}, {F}]", 4) == ("", [("f", F_ARGUMENTS)])
-    assert read(new_parser("pythonic", {"f"}, 1), "[f(), f()]", 4) == ("", [("f", "{}")])
+    assert read(new_parser("mistral", {"f": {}}, 1), f"[TOOL_CALLS][{F}, {F}]", 4) == ("", [("f", F_ARGUMENTS)])
+    assert read(new_parser("pythonic", {"f": {}}, 1), "[f(), f()]", 4) == ("", [("f", "{}")])
 
 
 def test_arguments_alone() -> None:
@@ -111,7 +124,7 @@ def test_arguments_alone() -> None:
 
 
 def test_arguments_arrive_as_they_are_written() -> None:
-    parser = new_parser("hermes", {"f"}, 16)
+    parser = new_parser("hermes", {"f": {}}, 16)
     told = [parser.feed(piece) for piece in ("<tool_call>{", '"name": "f", "arg', 'uments": {"x"', ": 1}", "}")]
     assert told == [
         [],
@@ -125,6 +138,7 @@ def test_arguments_arrive_as_they_are_written() -> None:
 SCRAPS = [
     *("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "functools", "<|python_tag|>", "<|tool_call|>", "text"),
     *("{", "}", "[", "]", '"', "\\", ",", ":", ";", "<", " ", "\n", "f", "g", "1", "null", "é🦥", "\0", "(", ")", "="),
+    *("<function=f>", "</function>", "<parameter=n>", "</parameter>"),
     *('{"name": "f"', '"arguments": {', '"name"', '"x": 1', '{"name": "f", "arguments": {"x": 1}}', "f(x=1)", "[f("),
 ]
 
@@ -134,8 +148,8 @@ def test_any_mixture_is_read_alike_in_one_piece_and_in_many(family: str) -> None
     chance = random.Random(family)
     for _ in range(2000):
         text = "".join(chance.choice(SCRAPS) for _ in range(chance.randrange(1, 14)))
-        whole = read(new_parser(family, {"f", "g"}, 16), text, 1000)
-        assert read(new_parser(family, {"f", "g"}, 16), text, chance.randrange(1, 9)) == whole, text
+        whole = read(new_parser(family, TOOLS, 16), text, 1000)
+        assert read(new_parser(family, TOOLS, 16), text, chance.randrange(1, 9)) == whole, text
         content, calls = whole
         assert all(name in ("f", "g") for name, _ in calls)
         assert calls or content == text
@@ -159,12 +173,13 @@ FLOODS = {
 def test_floods_take_no_time(flood: str) -> None:
     for family in FAMILIES:
         start_s = time.perf_counter()
-        read(new_parser(family, {"f"}, 16), FLOODS[flood], 4)
+        read(new_parser(family, {"f": {}}, 16), FLOODS[flood], 4)
         assert time.perf_counter() - start_s < 2
 
 
 def test_families_are_told_by_their_templates() -> None:
     assert detect_family("{% if tools %}[AVAILABLE_TOOLS] … [TOOL_CALLS]") == "mistral"
+    assert detect_family("<tool_call>\n<function=example_function_name>") == "qwen3_coder"
     assert detect_family("return within <tool_call></tool_call> XML tags") == "hermes"
     assert detect_family('{"name": function name, "parameters": dictionary of argument name}') == "llama3_json"
     assert detect_family("") == "hermes"
