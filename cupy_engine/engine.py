@@ -14,9 +14,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -24,10 +22,10 @@ from typing import Any, Self
 from cupy_engine.collector import RequestCollector
 from cupy_engine.config import EngineConfig
 from cupy_engine.core import CoreInfo, EngineCore
-from cupy_engine.core_loop import CoreLoop
-from cupy_engine.errors import EngineDeadError, InvalidRequestError
+from cupy_engine.core_thread import CoreThread, Outputs
+from cupy_engine.errors import InvalidRequestError
 from cupy_engine.frontend import FrontEnd
-from cupy_engine.messages import AbortRequest, Command, EngineStats, GenerateRequest, Pooling, Reply, SequenceOutput
+from cupy_engine.messages import EngineStats, GenerateRequest, Pooling, SequenceOutput
 from cupy_engine.model_source import resolve_model
 from cupy_engine.outputs import CompletionDelta, RequestOutput
 from cupy_engine.pooling import unit_vector
@@ -36,30 +34,7 @@ from cupy_engine.sampling_params import SamplingParams
 Prompt = str | Sequence[int] | dict[str, Any]
 Message = dict[str, Any]
 
-Outputs = list[SequenceOutput]
-Receiver = Callable[[Outputs], None]  # called on the engine's thread with what one step gave its caller
-
-_CLOSE_TIMEOUT_S = 30.0
 _PROGRESS_FROM = 8  # prompts
-
-
-class _QueueInbox:
-    """Commands from other threads of this process."""
-
-    def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
-
-    def put(self, command: Command | None) -> None:
-        """``None`` only wakes the receiver up."""
-        self._queue.put(command)
-
-    def receive(self, timeout_s: float | None) -> list[Command]:
-        commands: list[Command | None] = []
-        with suppress(queue.Empty):
-            commands.append(self._queue.get(block=timeout_s != 0, timeout=timeout_s or None))
-            while True:
-                commands.append(self._queue.get_nowait())
-        return [command for command in commands if command is not None]
 
 
 class Engine:
@@ -81,13 +56,7 @@ class Engine:
         self.info: CoreInfo = core.info
         self.frontend = FrontEnd.from_config(self.config, files, core.info.max_model_len)
         self._core = core
-        self._inbox = _QueueInbox()
-        self._loop = CoreLoop(core, self._inbox, self._deliver)
-        self._receivers: dict[str, Receiver] = {}
-        self._lock = threading.Lock()
-        self._is_dead = False
-        self._thread = threading.Thread(target=self._run, name="cupy-engine", daemon=True)
-        self._thread.start()
+        self._thread = CoreThread(core)
 
     # Generating
 
@@ -171,7 +140,7 @@ class Engine:
         def receive(outputs: Outputs) -> None:
             loop.call_soon_threadsafe(arrived.put_nowait, outputs)
 
-        self._submit(request, receive)
+        self._thread.submit(request, receive)
         try:
             while not collector.finished:
                 for output in await arrived.get():
@@ -182,11 +151,7 @@ class Engine:
 
     def abort(self, request_id: str) -> None:
         """End a request; who waits for it gets what there is, with ``finish_reason`` "abort"."""
-        with self._lock:
-            receiver = self._receivers.get(request_id)
-        if receiver is not None:
-            self._inbox.put(AbortRequest(request_id=request_id))
-            receiver([SequenceOutput(request_id=request_id, finish_reason="abort")])
+        self._thread.abort(request_id)
 
     def stats(self) -> EngineStats:
         """Queue lengths, blocks and counters, read while the engine runs."""
@@ -196,10 +161,7 @@ class Engine:
 
     def close(self, drain_timeout_s: float = 0.0) -> None:
         """Stop. What still runs after ``drain_timeout_s`` ends with an error. A second call does nothing."""
-        self._loop.stop(drain_timeout_s)
-        self._inbox.put(None)
-        if threading.current_thread() is not self._thread:
-            self._thread.join(drain_timeout_s + _CLOSE_TIMEOUT_S)
+        self._thread.close(drain_timeout_s)
 
     def __enter__(self) -> Self:
         return self
@@ -241,7 +203,7 @@ class Engine:
         receiver = arrived.put  # one object, so that a step's outputs arrive together
         try:
             for request in requests:
-                self._submit(request, receiver)
+                self._thread.submit(request, receiver)
             self._wait_for_all(collectors, arrived, progress)
         finally:
             for request_id, collector in collectors.items():
@@ -271,7 +233,7 @@ class Engine:
     def _stream(self, request: GenerateRequest, prompt: str | list[int]) -> Iterator[CompletionDelta]:
         collector = self.frontend.collector(request, prompt if isinstance(prompt, str) else None)
         arrived: queue.SimpleQueue[Outputs] = queue.SimpleQueue()
-        self._submit(request, arrived.put)
+        self._thread.submit(request, arrived.put)
         try:
             while not collector.finished:
                 for output in arrived.get():
@@ -282,48 +244,11 @@ class Engine:
     def _collect(self, collector: RequestCollector, output: SequenceOutput) -> list[CompletionDelta]:
         deltas = collector.add(output)
         for abort in collector.take_aborts():
-            self._inbox.put(abort)
+            self._thread.send(abort)
         return deltas
 
-    def _submit(self, request: GenerateRequest, receiver: Receiver) -> None:
-        with self._lock:
-            if self._is_dead or not self._thread.is_alive():
-                raise EngineDeadError("the engine is closed; make a new one")
-            if request.request_id in self._receivers:
-                raise InvalidRequestError(
-                    "request_id", f"request_id {request.request_id!r} is in use by a live request"
-                )
-            self._receivers[request.request_id] = receiver
-        self._inbox.put(request)
-
     def _release(self, request_id: str, collector: RequestCollector) -> None:
-        with self._lock:
-            self._receivers.pop(request_id, None)
-        if not collector.finished:
-            self._inbox.put(AbortRequest(request_id=request_id))
-
-    def _deliver(self, replies: Sequence[Reply]) -> None:
-        outputs_of: dict[Receiver, Outputs] = {}
-        with self._lock:
-            for reply in replies:
-                if isinstance(reply, SequenceOutput):  # nobody in this process asks for anything else
-                    receiver = self._receivers.get(reply.request_id)
-                    if receiver is not None:
-                        outputs_of.setdefault(receiver, []).append(reply)
-        for receiver, outputs in outputs_of.items():
-            receiver(outputs)
-
-    def _run(self) -> None:
-        try:
-            self._loop.run()
-        finally:
-            with self._lock:
-                self._is_dead = True
-                left = dict(self._receivers)
-            for request_id, receiver in left.items():
-                dead = SequenceOutput(request_id=request_id, finish_reason="error", error_kind="dead")
-                dead.error = "the engine has stopped"
-                receiver([dead])
+        self._thread.release(request_id, is_finished=collector.finished)
 
 
 def _for_batches(config: EngineConfig) -> EngineConfig:
