@@ -102,7 +102,7 @@ class EngineClient:
             if self._pid == os.getpid():
                 return
             self._mailboxes: dict[str, Mailbox] = {}
-            self._stats_boxes: dict[int, queue.SimpleQueue[StatsReply]] = {}
+            self._stats_boxes: dict[int, queue.SimpleQueue[StatsReply | None]] = {}  # None: the engine is lost
             self._was_ready = False
             self._num_new = 0  # requests submitted since the engine's latest status
             self._refusals: Counter[str] = Counter()  # not yet reported
@@ -236,7 +236,9 @@ class EngineClient:
         box = self._stats_boxes[token] = queue.SimpleQueue()
         try:
             self.send([StatsRequest(token=token, wants_live=wants_live)])
-            return box.get(timeout=timeout_s)
+            if (reply := box.get(timeout=timeout_s)) is None:
+                raise EngineDeadError(_SENTENCES["dead"])
+            return reply
         except queue.Empty:
             raise EngineDeadError("the engine does not answer: it is busy with a long step, or stuck") from None
         finally:
@@ -272,6 +274,8 @@ class EngineClient:
         """Tell everyone who waits."""
         self._was_ready = False
         self._report_lost(list(self._mailboxes))
+        for box in list(self._stats_boxes.values()):
+            box.put(None)
 
     def _report_lost(self, request_ids: Sequence[str]) -> None:
         """One piece of mail per mailbox; each request is reported once."""

@@ -252,6 +252,21 @@ def test_the_wheel_has_the_page() -> None:
     assert packed == {FOLDER / name for name in FILES}
 
 
+@needs_chromium
+def test_several_models(browser: Any, tmp_path: Path) -> None:
+    """Panes begin with different models, and the live view has a part for each engine."""
+    file = tmp_path / "models.toml"
+    file.write_text("".join(f'[[models]]\nname = "{name}"\nmodel = "{TINY}"\n' for name in ("one", "two")))
+    with LiveServer.serve("--config", str(file), "--workers", "1") as server:
+        page = Page(browser, server.url).ready()
+        page.one("#compare").click()
+        chosen = [each.get_property("value") for each in page.all(".pane summary select")]
+        assert chosen == ["one", "two"]
+        page.one("#tab-live").click()
+        page.wait(lambda: len(page.all(".engine .figure strong")) >= 16, "both engines")
+        assert {each.text.split()[0] for each in page.all(".engine h2")} == {"one", "two"}
+
+
 MARKDOWN = [
     ("plain *soft* and **strong** `x<y`", "<p>plain <em>soft</em> and <strong>strong</strong> <code>x&lt;y</code></p>"),
     ("# Head\ntext\nmore\n\nnext", "<h3>Head</h3><p>text\nmore</p><p>next</p>"),

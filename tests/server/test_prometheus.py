@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import urllib.parse
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live_server import LiveServer, wait_until
+from live_server import TINY, LiveServer, wait_until
 
 RULES = Path(__file__).parents[2] / "server" / "deploy" / "prometheus" / "alerts.yml"
 needs_prometheus = pytest.mark.skipif(
@@ -110,3 +112,27 @@ def test_stats_for_the_live_page(server: LiveServer) -> None:
     bounds, counts, _ = engine["histograms"]["time_to_first_token_seconds"]
     assert len(counts) == len(bounds) + 1
     assert engine["counters"]["generation_tokens"] >= 0
+
+
+def samples(page: str, name: str) -> list[float]:
+    return [float(value) for value in re.findall(rf"^cupy_engine:{name}\{{[^}}]*\}} (\S+)$", page, re.MULTILINE)]
+
+
+def test_the_page_stays_through_a_restart() -> None:
+    """One of two engines is killed: the page goes on, says so, and counts the restart."""
+    with LiveServer.serve(str(TINY), "--replicas", "2", "--workers", "1") as server:
+        engines = [pid for pid, command in server.pids().items() if "engine_process" in command]
+        assert len(engines) == 2
+        assert samples(server.call("/metrics")[1], "engine_restarts_total") == [0, 0]
+        os.kill(engines[0], signal.SIGKILL)
+        seen_up = set()
+
+        def is_over() -> bool:
+            status, page = server.call("/metrics")
+            assert status == 200
+            seen_up.add(sum(samples(page, "engine_up")))
+            return sorted(samples(page, "engine_restarts_total")) == [0, 1] and sum(samples(page, "engine_up")) == 2
+
+        wait_until(is_over, 30, "the engine is back")
+        assert 1 in seen_up, "one engine was down for a while"
+        assert [engine["state"] for engine in server.call("/stats")[1]["engines"]] == ["ready", "ready"]
