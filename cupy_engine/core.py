@@ -179,7 +179,8 @@ class EngineCore:
         if num_tokens >= 16 * num_sequences > 0:
             self.scheduler.costs.observe_prefill(num_tokens, compute_s)
         if self._pace is not None:
-            self._pace.observe(num_tokens, done_time_s - max(self._collected_s, step.submit_time_s - step.schedule_s))
+            begun_s = max(self._collected_s, step.submit_time_s - step.schedule_s)
+            self._pace.observe(num_tokens, num_sequences, done_time_s - begun_s)
         self._collected_s = done_time_s
         self.metrics.on_step(num_tokens, step.schedule_s + compute_s + update_s, step.schedule_s + update_s)
         return outputs
@@ -201,10 +202,7 @@ class EngineCore:
 
     def _num_free(self) -> int:
         """Sequences that the next step has room for, beside those that run."""
-        if self._leaves_waiting:
-            return 0
-        num_free = self.scheduler.seats.num_free
-        return num_free if self._pace is None else min(num_free, self._pace.room(self.scheduler.num_running))
+        return 0 if self._leaves_waiting else max(0, self.scheduler.seats.num_free)
 
     def stats(self) -> EngineStats:
         return self.metrics.stats(self.scheduler)

@@ -41,7 +41,7 @@ class Scheduler:
         max_num_seqs: seats (slots) in the worker, and so sequences per step.
         max_num_batched_tokens: token budget of a step.
         max_num_mixed_tokens: most prompt tokens of a step in which sequences decode; default: no limit of their own.
-        pace: says how large a step with decodes may be to come in time; default: as large as the limits above.
+        pace: says how many sequences may run to come in time; default: as many as there are seats.
         max_model_len: most tokens of prompt and output together; the block pool must hold that many.
     """
 
@@ -67,13 +67,12 @@ class Scheduler:
         self._policy = policy
         self._max_num_batched_tokens = max_num_batched_tokens
         self._max_num_mixed_tokens = max_num_mixed_tokens or max_num_batched_tokens
-        self._pace = pace
         self._log_schedule = log_schedule
         self._listener = listener or SchedulerListener()
         self._requests = LiveRequests(max_num_seqs, max_model_len, eos_token_ids, seed)
         self._waiting = WaitingQueue(policy)
         self._running: list[Sequence] = []  # in the policy's order: the last one makes room first
-        self.seats = Seats(max_num_seqs)
+        self.seats = Seats(max_num_seqs, pace)
         self._admission = Admission(block_manager, self.seats)
         self._in_flight: dict[int, list[PlannedSequence]] = {}
         self._next_step_id = 0
@@ -157,8 +156,6 @@ class Scheduler:
     def _budget(self, num_decodes: int) -> int:
         """Less where sequences decode, which a large step would hold up."""
         limit = num_decodes + self._max_num_mixed_tokens if num_decodes else self._max_num_batched_tokens
-        if num_decodes and self._pace is not None and (timely := self._pace.max_tokens()) is not None:
-            limit = min(limit, max(num_decodes, timely))
         return min(limit, self._max_num_batched_tokens)
 
     def _displace_for_waiting(self, builder: PlanBuilder) -> None:

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from cupy_engine.request import Sequence
+from cupy_engine.step_pace import StepPace
 
 
 class Seats:
-    """``num_slots`` slots; a sequence sits in one from its admission until it ends or makes room."""
+    """``num_slots`` slots; a sequence sits in one from its admission until it ends or makes room.
 
-    def __init__(self, num_slots: int) -> None:
+    Args:
+        pace: keeps seats empty where more sequences would be too slow; whoever comes first gets in, however many seats
+            it needs.
+    """
+
+    def __init__(self, num_slots: int, pace: StepPace | None = None) -> None:
         self._num_slots = num_slots
+        self._pace = pace
         self._free = list(range(num_slots - 1, -1, -1))
 
     @property
     def num_free(self) -> int:
-        return len(self._free)
+        """Negative where more are taken than the pace allows by now."""
+        num_taken = self._num_slots - len(self._free)
+        most = self._pace.max_sequences() if self._pace is not None and num_taken else None
+        return len(self._free) if most is None else min(len(self._free), most - num_taken)
 
     def take(self, sequence: Sequence) -> None:
         assert sequence.slot < 0, f"sequence {sequence.sequence_id} sits in slot {sequence.slot} already"

@@ -1,4 +1,4 @@
-"""How many tokens a step may compute so that those who stream get their next one in time."""
+"""How many sequences may run so that those who stream get their tokens in time."""
 
 from __future__ import annotations
 
@@ -9,35 +9,33 @@ _MARGIN = 0.9  # of the target is planned for: steps of one size differ
 class StepPace:
     """Learns a step's time as ``fixed + per_token * num_tokens`` from steps as they run, by least squares.
 
-    Older steps count less and less, since longer contexts make the same step slower.
+    Each sequence brings a token per step, and its share of the prompts that are computed in between: as many tokens as
+    steps had per sequence lately. Older steps count less and less, since longer contexts make the same step slower.
 
     Args:
-        target_s: most time between two tokens of a stream.
+        target_s: time that a stream should wait for a token, on average.
     """
 
     def __init__(self, target_s: float) -> None:
         self._target_s = target_s * _MARGIN
-        self._weight = self._x = self._y = self._xx = self._xy = 0.0
+        self._weight = self._x = self._y = self._xx = self._xy = self._num_sequences = 0.0
 
-    def observe(self, num_tokens: int, duration_s: float) -> None:
-        """A step of ``num_tokens`` took ``duration_s``."""
+    def observe(self, num_tokens: int, num_sequences: int, duration_s: float) -> None:
+        """A step computed ``num_tokens`` of ``num_sequences``."""
         self._weight = self._weight * _KEPT + 1
         self._x = self._x * _KEPT + num_tokens
         self._y = self._y * _KEPT + duration_s
         self._xx = self._xx * _KEPT + num_tokens * num_tokens
         self._xy = self._xy * _KEPT + num_tokens * duration_s
+        self._num_sequences = self._num_sequences * _KEPT + num_sequences
 
-    def max_tokens(self) -> int | None:
-        """The largest step that should take no longer than the target; ``None`` until a step has been seen."""
-        if not self._y:
+    def max_sequences(self) -> int | None:
+        """As many as can run in time, at least 1; ``None`` until a step has been seen."""
+        if not self._y or not self._x:
             return None
         fixed_s, per_token_s = self._line()
-        return max(0, int((self._target_s - fixed_s) / per_token_s))
-
-    def room(self, num_running: int) -> int:
-        """How many more sequences may decode beside those that run."""
-        most = self.max_tokens()
-        return num_running + 1 if most is None else max(0, most - num_running)
+        per_sequence_s = per_token_s * self._x / self._num_sequences
+        return max(1, int((self._target_s - fixed_s) / per_sequence_s))
 
     def _line(self) -> tuple[float, float]:
         """Fixed seconds and seconds per token; steps of one size are taken to be all per token, which errs upwards."""

@@ -69,19 +69,30 @@ def test_a_worker_goes_on_from_the_engines_last_word():
     assert EngineLoad(num_free=0).later(0.2, num_new=3).num_waiting == 3
 
 
-def test_pace_learns_fixed_and_growing_time():
+def test_pace_learns_fixed_and_growing_time() -> None:
     pace = StepPace(target_s=0.1)
-    assert pace.max_tokens() is None
+    assert pace.max_sequences() is None
     for num_tokens in (10, 20, 40, 30, 15) * 4:
-        pace.observe(num_tokens, 0.010 + 0.001 * num_tokens)
-    assert pace.max_tokens() == pytest.approx((0.09 - 0.010) / 0.001, abs=1)
+        pace.observe(num_tokens, num_tokens, 0.010 + 0.001 * num_tokens)
+    assert pace.max_sequences() == pytest.approx((0.09 - 0.010) / 0.001, abs=1)
 
 
-def test_pace_of_steps_of_one_size_grows_step_by_step():
+def test_pace_makes_room_for_prompts() -> None:
+    pace = StepPace(target_s=0.1)
+    for _ in range(50):  # a sequence of 32 + 32 tokens begins, and ends, in every other step
+        pace.observe(16, 16, 0.010 + 0.001 * 16)
+        pace.observe(48, 16, 0.010 + 0.001 * 48)
+    assert pace.max_sequences() == pytest.approx(40, abs=1)
+
+
+def test_pace_of_steps_of_one_size_grows_step_by_step() -> None:
     pace = StepPace(target_s=0.1)
     for _ in range(10):
-        pace.observe(32, 0.04)
-    assert pace.max_tokens() == 72
+        pace.observe(32, 32, 0.04)
+    assert pace.max_sequences() == 72
     for _ in range(300):
-        pace.observe(64, 0.2)
-    assert pace.max_tokens() in range(28, 34), "and shrinks when steps get slower"
+        pace.observe(64, 64, 0.2)
+    assert pace.max_sequences() in range(28, 34), "and shrinks when steps get slower"
+    for _ in range(300):
+        pace.observe(1, 1, 9.0)
+    assert pace.max_sequences() == 1

@@ -98,33 +98,44 @@ def test_decodes_take_nothing_from_the_prompts_of_a_mixed_step():
 
 
 class FixedPace(StepPace):
-    """As if steps of more tokens came too late."""
+    """As if more sequences were too slow."""
 
-    def __init__(self, num_tokens: int) -> None:
+    def __init__(self, num_sequences: int) -> None:
         super().__init__(1.0)
-        self._num_tokens = num_tokens
+        self.num_sequences = num_sequences
 
-    def max_tokens(self) -> int:
-        return self._num_tokens
+    def max_sequences(self) -> int:
+        return self.num_sequences
 
 
 def test_requests_wait_while_one_more_would_make_streams_wait_too_long():
-    harness = Harness(budget=64, pace=FixedPace(3))
-    harness.add("a", [1, 2], **endless(max_tokens=3))
-    harness.step()
-    harness.add("b", [3, 4], **endless(max_tokens=2))
-    harness.add("c", [5, 6], **endless())
-    assert spans(harness.step()) == [(0, 2, 3), (1, 0, 2)]
-    assert spans(harness.step()) == [(0, 3, 4), (1, 2, 3), (2, 0, 1)], "what is left is the beginning of c"
+    harness = Harness(budget=64, pace=FixedPace(2))
+    for name in "abc":
+        harness.add(name, [1, 2], **endless(max_tokens=2))
+    assert spans(harness.step()) == [(0, 0, 2), (1, 0, 2)]
+    assert spans(harness.step()) == [(0, 2, 3), (1, 2, 3)]
+    assert spans(harness.step()) == [(1, 0, 2)], "c has got a seat"
 
 
 def test_streams_that_run_go_on_however_slow_steps_become():
-    harness = Harness(budget=64, pace=FixedPace(0))
-    for name in "ab":
+    pace = FixedPace(3)
+    harness = Harness(budget=64, pace=pace)
+    for name in "abc":
         harness.add(name, [1, 2], **endless())
     harness.step()
-    harness.add("c", [5, 6], **endless())
-    assert spans(harness.step()) == [(0, 2, 3), (1, 2, 3)]
+    pace.num_sequences = 1
+    assert spans(harness.step()) == [(0, 2, 3), (1, 2, 3), (2, 2, 3)]
+    harness.abort("a")
+    harness.abort("b")
+    harness.add("d", [1, 2], **endless())
+    assert spans(harness.step()) == [(2, 3, 4)], "there is one already"
+
+
+def test_who_needs_more_seats_than_are_in_time_gets_them_when_nobody_runs():
+    harness = Harness(budget=64, pace=FixedPace(1))
+    harness.add("a", [1, 2], **endless(n=3))
+    assert spans(harness.step()) == [(0, 0, 2)]
+    assert len(spans(harness.step())) == 3
 
 
 def test_waiting_requests_share_what_is_left_of_the_budget():
