@@ -202,7 +202,9 @@ class EngineCore:
 
     def _num_free(self) -> int:
         """Sequences that the next step has room for, beside those that run."""
-        return 0 if self._leaves_waiting else max(0, self.scheduler.seats.num_free)
+        if self._leaves_waiting and self.scheduler.num_waiting:
+            return 0
+        return max(0, self.scheduler.seats.num_free)
 
     def stats(self) -> EngineStats:
         return self.metrics.stats(self.scheduler)

@@ -26,6 +26,8 @@ def test_who_is_accepted_is_served_in_time_and_the_rest_is_refused_at_once() -> 
     assert len(accepted) + len(refused) == len(done)
     assert len(accepted) >= 10
     assert len(refused) >= 50
-    assert quantile([each.ttft_s for each in accepted], 0.9) < 2 * TTFT_S
+    ttfts_s = [each.ttft_s for each in accepted]
+    assert quantile(ttfts_s, 0.5) < 2 * TTFT_S
+    assert quantile(ttfts_s, 0.95) < 6 * TTFT_S, "a queue without a rule would be twenty seconds long by then"
     assert quantile([each.total_s for each in refused], 0.5) < 0.05
     assert max(chain.from_iterable(each.gaps_s for each in accepted)) < 5, "no stream is starved"
