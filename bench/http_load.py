@@ -156,7 +156,11 @@ def closed_loop(address: Address, requests: Iterator[bytes], num_clients: int, d
     def again(connection: Connection) -> None:
         assert connection.exchange is not None
         done.append(connection.exchange)
-        connection.send(next(requests))
+        if connection.exchange.status:
+            connection.send(next(requests))
+        else:  # closed without an answer
+            load.close(connection)
+            load.open(next(requests))
 
     load = Load(address, again)
     for _ in range(num_clients):

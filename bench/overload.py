@@ -92,7 +92,8 @@ class OverloadBench:
             return Latencies.of(done), {name: server.metric(name) for name in names}
 
     def _capacity(self, server: ServerProcess, seconds: float) -> float:
-        return len(closed_loop(server.address, self._requests(), NUM_CLIENTS, seconds)) / seconds
+        done = closed_loop(server.address, self._requests(), NUM_CLIENTS, seconds)
+        return sum(each.status == 200 for each in done) / seconds
 
     def _requests(self) -> Iterator[bytes]:
         body: dict[str, Any] = {"stream": True, "max_tokens": self._output_len, "ignore_eos": True}

@@ -138,6 +138,7 @@ class EngineCore:
 
     def abort(self, request: AbortRequest) -> None:
         self.scheduler.abort(request.request_id, request.index)
+        self._leaves_waiting = self._leaves_waiting and self.scheduler.num_waiting > 0
 
     def step(self) -> list[SequenceOutput]:
         """Expire, guide, schedule, submit, collect, update. Call while :attr:`has_work`."""
@@ -202,9 +203,7 @@ class EngineCore:
 
     def _num_free(self) -> int:
         """Sequences that the next step has room for, beside those that run."""
-        if self._leaves_waiting and self.scheduler.num_waiting:
-            return 0
-        return max(0, self.scheduler.seats.num_free)
+        return 0 if self._leaves_waiting else max(0, self.scheduler.seats.num_free)
 
     def stats(self) -> EngineStats:
         return self.metrics.stats(self.scheduler)
