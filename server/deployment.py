@@ -64,9 +64,14 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
 
 def deployment_of(config: EngineConfig, *, replicas: int = 1) -> Deployment:
     """The deployment of a single model, under its own name."""
-    path = Path(config.model).expanduser()
-    own_name = path.resolve().name if path.is_dir() else path.stem if path.suffix.lower() == ".gguf" else config.model
-    return Deployment(name=config.served_model_name or own_name, replicas=replicas, engine=config.to_dict()).checked()
+    name = config.served_model_name or own_name(config.model)
+    return Deployment(name=name, replicas=replicas, engine=config.to_dict()).checked()
+
+
+def own_name(model: str) -> str:
+    """What a model is called if nobody says otherwise."""
+    path = Path(model).expanduser()
+    return path.resolve().name if path.is_dir() else path.stem if path.suffix.lower() == ".gguf" else model
 
 
 class SupervisorPlan(msgspec.Struct, kw_only=True):

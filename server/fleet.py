@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 PLAN_FILE = "plan.json"
+FAREWELL_S = 0.5  # for workers to learn that an engine leaves, and for what they have just sent it to arrive
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class Fleet:
         self._served = {each.id: ReplicaGroup(each, self._make_replica) for each in self._plan.deployments}
         self._arriving: dict[str, ReplicaGroup] = {}
         self._leaving: list[ReplicaGroup] = []
+        self._farewells: list[tuple[float, ReplicaGroup]] = []  # who is to be stopped when
         self._jobs: list[_Job] = []
         self._outcomes: list[tuple[bytes, Outcome]] = []
         self.is_ending = False
@@ -102,6 +105,8 @@ class Fleet:
         """Look after all processes and all jobs."""
         for group in self._all_groups():
             group.tick(elapsed_s)
+        while self._farewells and time.monotonic() >= self._farewells[0][0]:
+            self._farewells.pop(0)[1].stop(signal.SIGTERM)
         for deployment_id, group in list(self._arriving.items()):
             if group.is_settled:
                 self._welcome(deployment_id, group)
@@ -145,16 +150,18 @@ class Fleet:
         """Let an arrival serve in the place of its predecessor, if it could be loaded."""
         del self._arriving[deployment_id]
         if group.load_error is not None:
-            self._dismiss(group, signal.SIGQUIT)
+            group.stop(signal.SIGQUIT)
+            self._leaving.append(group)
             return
         if deployment_id in self._served:
             self._dismiss(self._served[deployment_id])
         self._served[deployment_id] = group
         self._write_plan()
 
-    def _dismiss(self, group: ReplicaGroup, number: signal.Signals = signal.SIGTERM) -> None:
-        group.stop(number)
+    def _dismiss(self, group: ReplicaGroup) -> None:
+        """Let it finish what it has, and end."""
         self._leaving.append(group)
+        self._farewells.append((time.monotonic() + FAREWELL_S, group))
 
     def _is_done(self, job: _Job) -> bool:
         """Whether a command has been carried out; its sender is told so."""

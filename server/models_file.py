@@ -26,7 +26,7 @@ import msgspec
 from cupy_engine.config import EngineConfig
 from cupy_engine.errors import ConfigError
 
-from .deployment import Deployment, deployment_of
+from .deployment import Deployment, deployment_of, own_name
 from .listen_config import ListenConfig
 from .server_config import ServerConfig
 
@@ -81,7 +81,7 @@ def deployment_from(table: dict[str, Any], name: str | None = None) -> Deploymen
     if name is not None:
         placing["name"] = name
     if "name" not in placing:
-        placing["name"] = deployment_of(EngineConfig.from_dict(engine)).name
+        placing["name"] = own_name(str(engine.get("model", EngineConfig.model)))
     try:
         full = EngineConfig.from_dict({**engine, "served_model_name": None}).to_dict()
         return msgspec.convert({**placing, "engine": full}, Deployment).checked()

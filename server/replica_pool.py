@@ -77,7 +77,7 @@ class ReplicaPool:
         self.replicas = {status.folder: self._pooled(status, known.get(status.folder)) for status in statuses}
         for folder in known.keys() - self.replicas.keys():
             known[folder].client.retire()
-        if all(status.state == "failed" for status in statuses):
+        if not self._has_hope():
             self._serve_parked()
 
     # For request threads
@@ -111,7 +111,7 @@ class ReplicaPool:
         if unplaced:
             with self._lock:
                 self._parked.append((unplaced, mailbox))
-            if self._ready():  # one has become so in between
+            if self._ready() or not self._has_hope():  # one has become ready in between, or none will
                 self._serve_parked()
 
     def send(self, aborts: Iterable[AbortRequest]) -> None:
@@ -150,6 +150,10 @@ class ReplicaPool:
     def _ready(self) -> list[PooledReplica]:
         return [replica for replica in self.replicas.values() if replica.client.is_ready]
 
+    def _has_hope(self) -> bool:
+        """Whether a replica is ready or may become so."""
+        return any(replica.status.state != "failed" for replica in self.replicas.values())
+
     def _check_load(self, num_requests: int) -> None:
         """Raises QueueFullError unless a replica would take its share."""
         ready = sorted(self._ready(), key=lambda replica: replica.client.num_live_requests)
@@ -181,7 +185,7 @@ class ReplicaPool:
         with self._lock:
             parked, self._parked = self._parked, []
         for requests, mailbox in parked:
-            if any(replica.status.state != "failed" for replica in self.replicas.values()):
+            if self._has_hope():
                 self.resubmit(requests, mailbox)
                 if mailbox.is_closed:  # while it was neither parked nor placed
                     self.abort([request.request_id for request in requests])
