@@ -10,6 +10,8 @@ from cupy_engine.device import Array
 from cupy_engine.messages import Pooling
 from cupy_engine.plan import ScheduledSequence, SlotSetup, StepPlan
 
+_ROWS_AT_A_TIME = 512  # copies [512, H] float32
+
 
 @dataclass(slots=True)
 class _Pool:
@@ -17,7 +19,7 @@ class _Pool:
 
     pooling: Pooling
     num_tokens: int
-    total: Array | None = None  # [H] float32
+    total: Array = 0.0  # [H] float32, once there are any
 
 
 class Pooler:
@@ -53,8 +55,8 @@ class Pooler:
         is_end = sequence.start + sequence.num_tokens == pool.num_tokens
         if pool.pooling == "last":
             return rows[-1].astype(np.float32) if is_end else None
-        total = rows.astype(np.float32).sum(axis=0)
-        pool.total = total if pool.total is None else pool.total + total
+        for first in range(0, len(rows), _ROWS_AT_A_TIME):
+            pool.total += rows[first : first + _ROWS_AT_A_TIME].astype(np.float32).sum(axis=0)
         return pool.total / np.float32(pool.num_tokens) if is_end else None
 
 
