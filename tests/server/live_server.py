@@ -63,6 +63,7 @@ class LiveServer:
             start_new_session=True,
         )
         self.url = ""
+        self.key = ""
 
     @classmethod
     @contextlib.contextmanager
@@ -109,7 +110,8 @@ class LiveServer:
     def call(self, path: str, body: object = None, timeout_s: float = 60.0) -> tuple[int, Any]:
         """Status and JSON (or text) of a GET, or of a POST of ``body``."""
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+        request = urllib.request.Request(self.url + path, data, headers)
         try:
             with urllib.request.urlopen(request, timeout=timeout_s) as answer:
                 return answer.status, _parse(answer.read())

@@ -31,6 +31,27 @@ def test_without_a_key_every_route_but_the_page_and_probes_is_closed(make_api: M
     assert api.http.get("/nowhere").status_code == 401, "who has no key does not learn what exists"
 
 
+ADMIN_PATHS = ("/v1/models/m/load", "/v1/models/m/unload", "/v1/models/org/m@v/unload")
+
+
+@pytest.mark.parametrize("path", ADMIN_PATHS)
+def test_administration_needs_a_key_of_its_own(make_api: MakeApi, path: str) -> None:
+    def status(key: str | None, **keys: object) -> int:
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        return make_api(**keys).http.post(path, headers=headers, json=[]).status_code
+
+    both = {"api_keys": (KEY,), "admin_keys": ("admin",)}
+    assert [status(key, **both) for key in (None, "wrong", KEY)] == [401, 401, 403]
+    assert [status(key, admin_keys=("admin",)) for key in (None, "wrong", KEY)] == [401] * 3
+    assert [status(key) for key in (None, "", KEY)] == [403] * 3, "without such a key nobody may"
+    assert [status(key, api_keys=(KEY,)) for key in (None, KEY)] == [401, 403]
+
+
+def test_an_administrator_may_do_what_users_may(make_api: MakeApi) -> None:
+    api = make_api(api_keys=(KEY,), admin_keys=("admin",))
+    assert api.http.get("/v1/models", headers={"Authorization": "Bearer admin"}).status_code == 200
+
+
 @pytest.mark.parametrize("key", [KEY, "another"])
 def test_with_a_key(make_api: MakeApi, key: str) -> None:
     api = make_api(api_keys=(KEY, "another"))
