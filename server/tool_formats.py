@@ -9,16 +9,15 @@ from . import xml_calls
 from .tool_parsing import JsonCallParser, PythonCallParser, ToolFormat
 from .tool_pieces import ToolParser
 
-JSON_LIST = ToolFormat(begin="", is_bare=True)
-
 _FORMATS = {
     "hermes": ToolFormat(begin="<tool_call>", end="</tool_call>"),
     "llama3_json": ToolFormat(begin="<|python_tag|>", is_bare=True),
     "mistral": ToolFormat(begin="[TOOL_CALLS]", has_names_outside=True),
     "granite": ToolFormat(begin="<|tool_call|>", is_bare=True),
     "phi4_mini": ToolFormat(begin="functools"),
-    "json": JSON_LIST,
+    "json": ToolFormat(begin="", is_bare=True),
 }
+_MARKS = {family: form.begin for family, form in _FORMATS.items()} | {"qwen3_coder": xml_calls.BEGIN}
 TOOL_PARSERS = ("auto", *_FORMATS, "qwen3_coder", "pythonic")
 
 _SIGNS = {  # what only a family's chat template says
@@ -41,7 +40,7 @@ def detect_family(template: str) -> str:
 
 def mark_of(family: str) -> str:
     """The mark before calls; empty if there is none."""
-    return xml_calls.BEGIN if family == "qwen3_coder" else _FORMATS[family].begin if family in _FORMATS else ""
+    return _MARKS.get(family, "")
 
 
 def new_parser(family: str, tools: Mapping[str, xml_calls.Parameters], max_calls: int) -> ToolParser:
