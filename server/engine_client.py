@@ -107,7 +107,9 @@ class EngineClient:
             self._num_new = 0  # requests submitted since the engine's latest status
             self._refusals: Counter[str] = Counter()  # not yet reported
             self.num_submitted = 0
-            self._connection = EngineConnection(self._folder, self._ids.client_id, self)
+            self._connection = EngineConnection(
+                self._folder, self._ids.client_id, self, stall_timeout_s=self._stall_timeout_s
+            )
             self._connection.start()
             self._pid = os.getpid()
 

@@ -41,15 +41,18 @@ class EngineConnection(threading.Thread):
 
     ``life``: counts the engine processes that have ended. A command is for one life; the next engine never gets it.
     ``status``: its latest answer, which came at ``heard_s`` (monotonic). ``is_lost``: its end of the socket has closed,
-    which the kernel does when a process ends, however it ends. ``is_silent``: no answer for ``SILENCE_LIMIT_S``: it is
-    stopped, or the machine is.
+    which the kernel does when a process ends, however it ends. ``is_silent``: no answer for ``SILENCE_LIMIT_S``, or for
+    ``stall_timeout_s`` if that is less: it is stopped, or the machine is.
     """
 
-    def __init__(self, folder: Path, client_id: int, listener: Listener) -> None:
+    def __init__(
+        self, folder: Path, client_id: int, listener: Listener, *, stall_timeout_s: float = SILENCE_LIMIT_S
+    ) -> None:
         super().__init__(name="engine-client", daemon=True)
         self._folder = folder
         self._identity = wire.identity(client_id)
         self._listener = listener
+        self._max_silence_s = min(SILENCE_LIMIT_S, stall_timeout_s)
         self._outbox: collections.deque[tuple[int, bytes]] = collections.deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         weakref.finalize(self, os.close, self._wake).atexit = False
@@ -63,7 +66,7 @@ class EngineConnection(threading.Thread):
 
     @property
     def is_silent(self) -> bool:
-        return self.status is not None and time.monotonic() - self.heard_s > SILENCE_LIMIT_S
+        return self.status is not None and time.monotonic() - self.heard_s > self._max_silence_s
 
     def await_news(self, timeout_s: float) -> None:
         """Wait for the engine's next answer."""
