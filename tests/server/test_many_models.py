@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cupy_engine.server.cli import main
 from cupy_engine.server.deployment import Deployment
 from cupy_engine.server.model_directory import choose_version
 from cupy_engine.server.models_file import read_models_file
@@ -177,6 +178,33 @@ def test_only_an_administrator_may(server: LiveServer) -> None:
     for key in ("", "wrong"):
         assert admin(server, "/v1/models/one/unload", key=key)[0] == 401
     assert complete(server, "one")[0] == 200
+
+
+def test_plain_gunicorn_serves_a_file_and_all_workers_learn_of_changes(tmp_path: Path) -> None:
+    path = tmp_path / "models.toml"
+    path.write_text(f"admin_keys = ['{ADMIN}']\n[[models]]\nname = 'one'\nmodel = '{TINY}'\n")
+    options = ("-w", "2", "-c", "python:cupy_engine.server.gunicorn_conf")
+    with LiveServer.gunicorn(*options, app=f"config={str(path)!r}") as server:
+        assert admin(server, "/v1/models/new/load", {"model": str(GPT2)})[0] == 200
+        os.kill(server.worker_pids()[0], signal.SIGKILL)
+        wait_until(lambda: len(server.worker_pids()) == 2, 10, "the worker is replaced")
+        wait_until(lambda: all(complete(server, "new")[0] == 200 for _ in range(8)), 10, "its successor knows, too")
+        os.kill(server.supervisor_pid(), signal.SIGKILL)
+        wait_until(lambda: server.status("/ready") == 503, 10, "not well")
+        wait_until(lambda: server.status("/ready") == 200, 20, "well again")
+        assert {complete(server, name)[0] for name in ("one", "new")} == {200}, "the successor serves what was served"
+        assert server.end() == 0
+        server.assert_no_trace()
+
+
+@pytest.mark.parametrize("options", [("--max-num-seqs", "3"), (str(TINY),)])
+def test_options_of_an_engine_belong_into_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
+) -> None:
+    path = tmp_path / "models.toml"
+    path.write_text(f"[[models]]\nmodel = '{TINY}'\n")
+    assert main(["serve", "--config", str(path), *options]) == 1
+    assert "belongs into the file" in capsys.readouterr().err
 
 
 def test_weights_share_out_users_and_move_few_of_them() -> None:
