@@ -83,10 +83,11 @@ class ServerProcess:
 
     def worker_pids(self) -> list[int]:
         """The HTTP workers."""
-        return [pid for pid in _children(self._process.pid) if "engine_process" not in _command(pid)]
+        return [pid for pid in _children(self._process.pid) if "server.supervisor" not in _command(pid)]
 
     def engine_pids(self) -> list[int]:
-        return [pid for pid in _children(self._process.pid) if "engine_process" in _command(pid)]
+        supervised = [pid for supervisor in _children(self._process.pid) for pid in _children(supervisor)]
+        return [pid for pid in supervised if "engine_process" in _command(pid)]
 
     def _await_ready(self) -> tuple[str, str]:
         while True:

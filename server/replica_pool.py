@@ -162,7 +162,8 @@ class ReplicaPool:
 
     def _place(self, request: GenerateRequest, mailbox: Mailbox) -> bool:
         """Send a request to the best replica, if one is ready."""
-        known = self._seen.num_known_tokens(request.prompt_token_ids, request.cache_salt)
+        has_choice = len(self.replicas) > 1
+        known = self._seen.num_known_tokens(request.prompt_token_ids, request.cache_salt) if has_choice else {}
 
         def cost(replica: PooledReplica) -> tuple[int, int]:
             num_new = len(request.prompt_token_ids) - known.get(replica.client, 0)
@@ -175,7 +176,8 @@ class ReplicaPool:
                 client.submit([request], mailbox)
             except EngineDeadError:
                 continue
-            self._seen.note(request.prompt_token_ids, request.cache_salt, client)
+            if has_choice:
+                self._seen.note(request.prompt_token_ids, request.cache_salt, client)
             return True
         self._places.pop(request.request_id, None)
         return False

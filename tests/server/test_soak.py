@@ -15,6 +15,7 @@ def test_nothing_is_left_of_a_thousand_requests() -> None:
     assert last.is_idle, "no request and no block is left"
     assert soak.outcomes.keys() <= {"200", "400", "404", "431", "504", "left", "0"}, soak.outcomes
     assert soak.outcomes["200"] > 300
+    assert first.engine.num_threads > 0, "the engine was looked at"
     assert last.workers.num_descriptors <= first.workers.num_descriptors + 2
     assert last.engine.num_descriptors <= first.engine.num_descriptors
     assert last.workers.num_threads <= first.workers.num_threads + NUM_CLIENTS, "no thread per request"
