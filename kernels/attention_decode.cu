@@ -260,7 +260,7 @@ __device__ __forceinline__ void attend_share(const AttentionInputs& in, const Pa
     }
 }
 
-/* A captured graph may have more rows than sequences: their context is empty, their output zero. */
+/* Query tokens of sequences without keys get zeros. (What pads a captured graph has no query tokens either.) */
 template <typename T, int D>
 __device__ __forceinline__ void clear_padding_rows(const AttentionInputs& in) {
     for (int seq = blockIdx.x; seq < in.num_seqs; seq += gridDim.x) {

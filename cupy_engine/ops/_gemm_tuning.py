@@ -23,7 +23,7 @@ def tune(weights: Sequence[Array], row_counts: Iterable[int], out_dtype: Any = N
     Args:
         weights: [n, k] each, of one shape; best those of all layers: if together they are larger than the GPU's cache,
             every product reads its weight from memory, as it will in a step.
-        row_counts: the m to tune for; each stands for all m down to half of it.
+        row_counts: the m to tune for; each stands for its row bucket: see :mod:`._gemm_table`.
         out_dtype: default that of the weights.
         has_bias: whether there will be a bias.
     """

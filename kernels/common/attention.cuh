@@ -40,7 +40,7 @@ struct Sequence {
         context_len = min(in.context_lens[seq], in.table_width * in.block_size);
     }
 
-    /* Whether this kernel has to compute it. A padding row of a captured graph has no context. */
+    /* Whether this kernel has to compute it. What pads a captured graph has no query tokens, so that none does. */
     __device__ __forceinline__ bool is_served(const AttentionInputs& in) const {
         return query_len >= in.min_query_len && query_len <= in.max_query_len;
     }

@@ -53,7 +53,7 @@ def test_decode_of_many_sequences(rng: np.random.Generator) -> None:
     assert problem.error() < TOLERANCE["float16"]
 
 
-def test_padding_rows_of_a_graph_give_zeros(rng: np.random.Generator) -> None:
+def test_query_tokens_without_keys_give_zeros(rng: np.random.Generator) -> None:
     problem = Problem(rng, "bfloat16", [1, 1, 1], [40, 70, 9], (4, 2), 64)
     metadata = problem.metadata(to_gpu)
     metadata.context_lens[1:2] = 0
