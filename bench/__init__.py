@@ -3,6 +3,7 @@
 throughput latency memory_usage    the engine in this process     offline baseline report plot
 end_to_end                         the server over HTTP           load load_client http_stream fake_server served
 front_end overload                 the HTTP side by itself        http_load server_process twin
+host                               the engine's own work per step, without a GPU
 kernels                            GPU kernels by themselves      sampling_kernels
 
 The clocks and pool_probe look into a running engine, through replaced.

@@ -162,6 +162,7 @@ def _add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
         ("latency", "time to first token and per token"),
         ("serve", "requests per second and latencies of the server, over HTTP"),
         ("memory", "where memory goes, and how much of the KV cache is put to use"),
+        ("host", "the engine's own work per step, without a GPU"),
         ("kernels", "GPU kernels beside their limits"),
     ):
         one = kinds.add_parser(name, help=help_text, description=help_text, formatter_class=_Formatter, add_help=False)

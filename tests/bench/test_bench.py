@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cupy_engine.bench import latency, throughput
+from cupy_engine.bench import host, latency, throughput
 from cupy_engine.bench.host_clock import HostClock
 from cupy_engine.bench.workloads import SHAPES, Workload, named_workload, write_shape
 from golden_data import tiny_model
@@ -142,3 +142,13 @@ def test_host_overhead_from_the_command_line() -> None:
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
     overhead = json.loads(done.stdout)["results"][0]["host_overhead"]
     assert 0 < overhead["median"] < 1
+
+
+def test_the_engines_own_work_needs_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    run(host, ["--batch-size", "4", "--input-len", "20", "--output-len", "12", "--repeat", "1", "--json"])
+    rows = json.loads(capsys.readouterr().out)["results"]
+    assert [row["name"] for row in rows] == ["no prefix cache", "prefix cache"]
+    for row in rows:
+        parts = [row[f"host_{name}_s"]["median"] for name in ("schedule", "submit", "update")]
+        assert all(part > 0 for part in parts)
+        assert row["host_work_s"]["median"] > max(parts)
