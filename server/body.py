@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -18,6 +19,8 @@ T = TypeVar("T", bound=msgspec.Struct)
 MAX_NAMED_FIELDS = 16
 _PATH = re.compile(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]")
 _MISSING = re.compile(r"Object missing required field `([^`]+)`")
+_resolved: set[type] = set()  # kinds whose fields' types msgspec knows
+_resolving = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,7 @@ def read_body(request: Request, kind: type[T], config: ServerConfig) -> Body[T]:
     ignored = tuple(name for name in raw if name not in kind.__struct_fields__ and name not in UNSUPPORTED)
     if ignored and config.strict:
         raise ApiError(400, f"unknown field {_shorten(ignored[0])}", param=ignored[0][:64], code="unknown_parameter")
+    _resolve(kind)
     try:
         return Body(msgspec.convert(raw, kind, str_keys=True), ignored)
     except msgspec.ValidationError as error:
@@ -87,6 +91,14 @@ def _decode(payload: bytes) -> dict[str, Any]:
         raise ApiError(400, f"the request body is not valid JSON: {error}", code="invalid_json") from None
     except RecursionError:
         raise ApiError(400, "the request body is nested too deeply", code="invalid_json") from None
+
+
+def _resolve(kind: type) -> None:
+    """Let msgspec look up the types of a kind's fields, which kills the process where two threads make it do so."""
+    if kind not in _resolved:
+        with _resolving:
+            msgspec.json.Decoder(kind)
+            _resolved.add(kind)
 
 
 def _name_field(error: msgspec.ValidationError, raw: dict[str, Any]) -> ApiError:

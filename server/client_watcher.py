@@ -49,8 +49,16 @@ class ClientWatcher:
     def _run(self, epoll: select.epoll) -> None:
         while True:
             for descriptor, _ in epoll.poll():
-                if on_gone := self._callbacks.get(descriptor):
+                on_gone = self._callbacks.get(descriptor)
+                if on_gone is not None and _has_gone(descriptor):
                     on_gone()
+
+
+def _has_gone(descriptor: int) -> bool:
+    """Asked once more, since an event may be about a connection whose descriptor has a new owner by now."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def wait_writable(connection: socket.socket, timeout_s: float) -> bool:
