@@ -33,6 +33,7 @@ _OWN_OPTIONS = {
     "target_ongoing_requests": "64",
     "upscale_delay_s": "10",
     "downscale_delay_s": "600",
+    "health_check_period_s": "10",
     "max_ongoing_requests": "1024",
     "num_gpus": "0",
     "num_cpus": "1",
@@ -44,8 +45,9 @@ def build(options: dict[str, str]) -> Any:
 
     Args:
         options: ``model``; for scaling ``min_replicas``, ``max_replicas``, ``target_ongoing_requests`` (per replica),
-            ``upscale_delay_s`` and ``downscale_delay_s`` (so long must a load last); ``num_gpus`` and ``num_cpus`` of a
-            replica; the rest are options of ``cupy-engine serve`` (``max_num_seqs``).
+            ``upscale_delay_s`` and ``downscale_delay_s`` (so long must a load last); ``health_check_period_s`` (a
+            replica that fails three checks is replaced); ``num_gpus`` and ``num_cpus`` of a replica; the rest are
+            options of ``cupy-engine serve`` (``max_num_seqs``).
 
     Raises:
         ConfigError: a number that is none.
@@ -53,8 +55,7 @@ def build(options: dict[str, str]) -> Any:
     own = {name: _number(name, str(options.get(name, default))) for name, default in _OWN_OPTIONS.items()}
     from ray import serve
 
-    deployment = serve.deployment(
-        Replica,
+    as_deployment = serve.deployment(
         name="cupy-engine",
         max_ongoing_requests=int(own["max_ongoing_requests"]),
         autoscaling_config={
@@ -65,9 +66,10 @@ def build(options: dict[str, str]) -> Any:
             "downscale_delay_s": own["downscale_delay_s"],
         },
         ray_actor_options={"num_gpus": own["num_gpus"], "num_cpus": own["num_cpus"]},
+        health_check_period_s=own["health_check_period_s"],
         graceful_shutdown_timeout_s=STOP_TIMEOUT_S,
     )
-    return deployment.bind(serve_arguments({k: v for k, v in options.items() if k not in _OWN_OPTIONS}))
+    return as_deployment(Replica).bind(serve_arguments({k: v for k, v in options.items() if k not in _OWN_OPTIONS}))
 
 
 def serve_arguments(options: dict[str, str]) -> list[str]:

@@ -61,8 +61,8 @@ def cluster() -> Iterator[None]:
 
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
     serve.start(http_options={"port": 8199})
-    application = build({"model": TINY, "min_replicas": "2", "max_replicas": "2", "num_cpus": "0.5", "workers": "1"})
-    serve.run(application)
+    own = {"min_replicas": "2", "max_replicas": "2", "num_cpus": "0.5", "health_check_period_s": "0.5"}
+    serve.run(build({"model": TINY, "workers": "1", **own}))
     yield
     serve.shutdown()
     ray.shutdown()
@@ -91,7 +91,7 @@ def servers() -> dict[int, int]:
 
 @needs_ray
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore")  # Ray's own
 @pytest.mark.usefixtures("cluster")
 def test_two_replicas() -> None:
     with ThreadPoolExecutor(8) as pool:
