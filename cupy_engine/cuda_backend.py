@@ -25,6 +25,7 @@ from cupy_engine.prompt_scores import ROWS_AT_A_TIME
 from cupy_engine.slot_table import SlotTable
 
 _LAZY_BYTES = 32 << 20  # kernels that are loaded when they are first needed
+_SMALL_ARRAYS_BYTES = 32 << 20  # of steps that are smaller than those rehearsed
 _COPY_PROBE_BYTES = 1 << 24
 _FEW_ROWS = 512  # from here on a product's time hardly depends on whether its weight is in the cache
 
@@ -91,7 +92,7 @@ class CudaBackend:
             worker.warm_up()
             without_graphs_bytes = device.own_memory_bytes() - worker.graphs.pool_bytes
             worker.capture_graphs()
-        self._later_bytes = config.max_num_seqs * worker.max_bytes_per_slot
+        self._later_bytes = config.max_num_seqs * worker.max_bytes_per_slot + _SMALL_ARRAYS_BYTES
         workspace_bytes = without_graphs_bytes - model.weights.num_bytes + self._later_bytes + _LAZY_BYTES
         return workspace_bytes, device.own_memory_bytes() - without_graphs_bytes
 

@@ -16,9 +16,14 @@ from cupy_engine.pinned_uploads import PinnedUploads
 
 logger = logging.getLogger("cupy_engine")
 
+_SMALL_BYTES = 2 << 20
+
 
 class CudaDevice:
-    """A GPU, the stream on which its steps run, and a memory pool of its own: arrays are made within :meth:`use`.
+    """A GPU, the stream on which its steps run, and memory pools of its own: arrays are made within :meth:`use`.
+
+    Small arrays, of which some live long, have a pool to themselves: in that of the large ones they would break up the
+    room that a large one needs.
 
     Args:
         index: which GPU.
@@ -40,16 +45,19 @@ class CudaDevice:
         self._device = cupy.cuda.Device(index)
         self._others_bytes = _used_bytes(self.pci_bus_id)  # before this engine takes any
         self._device.use()
-        self._pool = cupy.cuda.MemoryPool()
+        self._pool, self._small_pool = cupy.cuda.MemoryPool(), cupy.cuda.MemoryPool()
         self.stream = cupy.cuda.Stream(non_blocking=True)
         self._uploads: PinnedUploads | None = None
 
     @contextmanager
     def use(self) -> Iterator[None]:
-        """This thread's launches and copies go to this GPU's stream, its arrays come from this device's pool."""
+        """This thread's launches and copies go to this GPU's stream, its arrays come from this device's pools."""
         self._device.use()
-        with self.stream, self.xp.cuda.using_allocator(self._pool.malloc):
+        with self.stream, self.xp.cuda.using_allocator(self._allocate):
             yield
+
+    def _allocate(self, num_bytes: int) -> Any:
+        return (self._small_pool if num_bytes <= _SMALL_BYTES else self._pool).malloc(num_bytes)
 
     @property
     def description(self) -> str:
@@ -118,14 +126,19 @@ class CudaDevice:
         return self.total_memory_bytes() - self.free_memory_bytes() - self._others_bytes
 
     def release_unused(self) -> None:
-        """Give the pool's free memory back to the driver."""
+        """Give the pools' free memory back to the driver."""
         self.stream.synchronize()
         self._pool.free_all_blocks()
+        self._small_pool.free_all_blocks()
 
     def limit_growth(self, num_bytes: int) -> None:
-        """Let arrays take no more than this on top of what the pool has now; ``MemoryError`` beyond."""
+        """Let small arrays take no more than this on top of what they have now, large ones nothing.
+
+        Beyond that there is a ``MemoryError``.
+        """
         with self._device:
-            self._pool.set_limit(size=self._pool.total_bytes() + num_bytes)
+            self._pool.set_limit(size=self._pool.total_bytes())
+            self._small_pool.set_limit(size=self._small_pool.total_bytes() + num_bytes)
 
 
 def _used_bytes(pci_bus_id: str) -> int:

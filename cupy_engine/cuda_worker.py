@@ -114,7 +114,8 @@ class CudaWorker:
         self._buffers = StepBuffers(largest, max_steps_in_flight + 1)
         self._drawn = device.empty((max_num_seqs,), np.int32)
         self._results = [cupyx.empty_pinned(max_num_seqs, np.int32) for _ in range(max_steps_in_flight + 1)]
-        self._max_num_seqs, self._max_num_graph_tokens = max_num_seqs, max_num_graph_tokens
+        self._max_num_tokens, self._max_num_graph_tokens = max_num_tokens, max_num_graph_tokens
+        self._max_num_seqs = max_num_seqs
         self._decode_shapes, self._mixed_shapes = self._make_shapes()
         self.graphs = GraphSet(device.stream, self._upload_padding, self._run_shape)
 
@@ -122,7 +123,7 @@ class CudaWorker:
         """Shapes worth a graph, ascending: of steps that only decode, and of others."""
         width, max_num_seqs = self._table_width, self._max_num_seqs
         return (
-            [StepShape.decode(n, width) for n in batch_buckets(max_num_seqs)],
+            [StepShape.decode(n, width) for n in batch_buckets(min(max_num_seqs, self._max_num_tokens))],
             [StepShape.mixed(n, max_num_seqs, width, _MAX_PREFILLS) for n in token_buckets(self._max_num_graph_tokens)],
         )
 
@@ -154,13 +155,19 @@ class CudaWorker:
             with self._device.use():
                 move_blocks(plan, self._kv_cache)
                 self._seat(plan)
-                try:
-                    return self._enqueue(plan)
-                except MemoryError:
-                    self._device.release_unused()
-                    return DoneStep(compute_in_parts(plan, lambda part: self._enqueue(part).result()))
+                return self._enqueue_if_it_fits(plan) or self._compute_in_parts(plan)
         except Exception as error:  # whatever breaks a step fails its requests, not the engine
             return FailedStep(error)
+
+    def _enqueue_if_it_fits(self, plan: StepPlan) -> CudaStep | None:
+        try:
+            return self._enqueue(plan)
+        except MemoryError:
+            return None  # what its traceback holds on to is free only after this
+
+    def _compute_in_parts(self, plan: StepPlan) -> DoneStep:
+        self._device.release_unused()
+        return DoneStep(compute_in_parts(plan, lambda part: self._enqueue(part).result()))
 
     def _enqueue(self, plan: StepPlan) -> CudaStep:
         """What may run out of memory comes before the draws, which a second try would repeat."""

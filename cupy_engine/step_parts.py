@@ -28,7 +28,7 @@ def compute_in_parts(plan: StepPlan, compute: Callable[[StepPlan], StepResult]) 
     except MemoryError as error:
         if plan.num_tokens <= 1:
             raise
-        logger.warning("step %d: no memory for %d tokens at once (%s)", plan.step_id, plan.num_tokens, error)
+        logger.warning("step %d: no memory for %d tokens at once (%s)", plan.step_id, plan.num_tokens, str(error))
     first, second = _halves(plan.sequences)
     # A sequence that was cut is the last of the one half and the first of the other.
     offset = len(plan.sequences) - len(second)

@@ -56,7 +56,8 @@ class _Stopwatch:
         self._x = cupy.asarray(rng.standard_normal((shape.m, shape.k), dtype=np.float32).astype(weights[0].dtype))
         self._out = empty((shape.m, shape.n), _dtype(shape.out_dtype, weights[0]))
         self._bias = empty((shape.n,), self._out.dtype) if shape.has_bias else None
-        self._stream = cupy.cuda.Stream(non_blocking=True)
+        current = cupy.cuda.get_current_stream()  # products keep scratch memory for every stream they have run on
+        self._stream = current if current.ptr else cupy.cuda.Stream(non_blocking=True)
 
     def time_s(self, product: _gemm.Product) -> float:
         """Seconds for one round; infinite if the product fails."""

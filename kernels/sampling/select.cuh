@@ -61,7 +61,7 @@ struct Bins {
     __device__ __forceinline__ int of(const Row& row, float x, float octaves) const {
         if (are_by_key()) {
             const uint32 key = row.key(x);
-            return key > high ? -1 : key < low ? NUM_BINS : (high - key) >> shift;
+            return key > high ? -1 : key < low ? NUM_BINS : static_cast<int>((high - key) >> shift);
         }
         return octaves < from_octaves ? -1 : static_cast<int>(fminf((octaves - from_octaves) * bins_per_octave, NUM_BINS));
     }
@@ -98,6 +98,7 @@ __device__ __forceinline__ void fill_bins(Selection& s, const Row& row, const We
             }
         });
         top = warp_max(top);
+        __syncwarp();  // all lanes have read the tile's old top
         if (lane == 0 && !bins.are_by_key()) s.tile_top[tile] = top;
     }
     beyond = warp_sum(beyond);
