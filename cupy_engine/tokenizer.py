@@ -80,6 +80,11 @@ class Tokenizer:
     def is_special(self, token_id: int) -> bool:
         return token_id in self._special_ids
 
+    def special_id(self, text: str) -> int | None:
+        """The id of the special token that is written so; ``None`` if there is none."""
+        token_id = self._id_of(text)
+        return token_id if token_id in self._special_ids else None
+
     def _id_of(self, token: str | None) -> int | None:
         token_id: int | None = None if token is None else self._backend.token_to_id(token)
         return token_id

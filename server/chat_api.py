@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import Any
 
 from flask import Response
 
@@ -18,8 +17,8 @@ from .chat_prompt import messages_of, render_chat
 from .protocol import ChatRequest
 from .responses import AnswerOptions, Echo, chat_completion
 from .streaming import ChatChunks
-from .tool_formats import detect_family, mark_of
-from .tool_use import ToolUse, tool_use
+from .tool_formats import detect_family
+from .tool_use import tool_use
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +48,8 @@ class ChatApi(Answering):
 
     def prepare(self, fields: ChatRequest) -> Chat:
         """Check, render and tokenize. Raises ApiError or InvalidRequestError naming the field at fault."""
-        tools = tool_use(fields, self._tool_family())
-        params = validation.chat_params(fields, self.config, self._changes_for(tools, fields))
+        tools = tool_use(fields, self._tool_family(), self._special_id)
+        params = validation.chat_params(fields, self.config, {} if tools is None else tools.sampling_changes(fields))
         messages = messages_of(fields.messages)
         prompt = render_chat(self.front_end, messages, tools.tools if tools else (), fields)
         requests = self.make_requests(fields, [prompt], params, add_special_tokens=bool(fields.add_special_tokens))
@@ -69,14 +68,6 @@ class ChatApi(Answering):
             return chosen
         return detect_family("" if template is None else template.text_with_tools)
 
-    def _changes_for(self, tools: ToolUse | None, fields: ChatRequest) -> dict[str, Any]:
-        """What tools make of the sampling parameters: a forced form, or a mark that must not be skipped."""
-        if tools is None:
-            return {}
-        if (form := tools.form) is not None:
-            return {"structured_outputs": form}
-        tokenizer, mark = self.front_end.tokenizer, mark_of(tools.family)
-        if tokenizer is None or not mark or fields.skip_special_tokens is not None:
-            return {}
-        is_special = any(map(tokenizer.is_special, tokenizer.encode(mark, add_special_tokens=False)))
-        return {"skip_special_tokens": False} if is_special else {}
+    def _special_id(self, text: str) -> int | None:
+        tokenizer = self.front_end.tokenizer
+        return None if tokenizer is None else tokenizer.special_id(text)

@@ -21,8 +21,8 @@ def output_form(fields: GenerationFields) -> StructuredOutputs | None:
     forms = [_guided(form, value) for form in FORMS if (value := getattr(fields, f"guided_{form}", None)) is not None]
     if fields.structured_outputs is not None:
         forms.append(StructuredOutputs(**msgspec.structs.asdict(fields.structured_outputs)))
-    if fields.response_format is not None and fields.response_format.type != "text":
-        forms.append(_response_format(fields.response_format))
+    if (schema := answer_schema(fields.response_format)) is not None:
+        forms.append(StructuredOutputs(json=schema, param="response_format"))
     if len(forms) > 1:
         refuse(forms[1].param, f"{forms[1].param} cannot go with {forms[0].param}: give one form of the output")
     return forms[0] if forms else None
@@ -33,10 +33,17 @@ def _guided(form: str, value: object) -> StructuredOutputs:
     return StructuredOutputs(**given)
 
 
-def _response_format(wanted: ResponseFormat) -> StructuredOutputs:
+def answer_schema(wanted: ResponseFormat | None) -> dict[str, Any] | None:
+    """The schema that ``response_format`` wants of an answer, if any.
+
+    Raises:
+        ApiError: it is missing.
+    """
+    if wanted is None or wanted.type == "text":
+        return None
     if wanted.type == "json_object":
-        return StructuredOutputs(json_object=True, param="response_format")
+        return {"type": "object"}
     if wanted.json_schema is None or wanted.json_schema.schema is None:
         missing = "response_format.json_schema" + (".schema" if wanted.json_schema else "")
         refuse(missing, f"{missing} is required with type json_schema")
-    return StructuredOutputs(json=wanted.json_schema.schema, param="response_format")
+    return wanted.json_schema.schema

@@ -124,7 +124,7 @@ class ChatMessage(msgspec.Struct, kw_only=True):
 
 
 class FunctionDefinition(msgspec.Struct, kw_only=True):
-    """``parameters`` is a JSON schema. ``strict`` changes nothing: forced calls always follow it."""
+    """``parameters`` is a JSON schema. ``strict``: calls follow it also where none is required."""
 
     name: str
     description: str | None = None

@@ -22,7 +22,7 @@ class InputItem(msgspec.Struct, kw_only=True):
 
 
 class ResponseTool(msgspec.Struct, kw_only=True):
-    """A function; its ``strict`` changes nothing."""
+    """A function; see :class:`.protocol.FunctionDefinition`."""
 
     type: Literal["function"]
     name: str

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
+
 from .logprob_format import Json
-from .tool_formats import new_call_id
 from .tool_pieces import CallArguments, CallStart, Piece, Text, ToolParser
+
+_SHORT_ID_CHARS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 
 
 class ToolReader:
@@ -49,3 +52,8 @@ def _call_deltas(pieces: list[Piece]) -> list[Json]:
                 delta = deltas.setdefault(index, {"index": index, "function": {"arguments": ""}})
                 delta["function"]["arguments"] += text
     return list(deltas.values())
+
+
+def new_call_id() -> str:
+    """Nine letters and digits, which is what Mistral's templates insist on."""
+    return "".join(secrets.choice(_SHORT_ID_CHARS) for _ in range(9))

@@ -1,76 +1,80 @@
-"""What a request's tools mean: how the answer is constrained, and how it is read."""
+"""What a request's tools mean: the form that its answer must have, and how it is read.
+
+tool_choice          the answer is
+none                 what response_format wants, if anything
+auto                 text with calls; or either calls, or what response_format wants
+required, a name     calls, whatever response_format says
+
+Calls that must be follow their function's schema, and so do those of functions that are strict. Only where nothing of
+this applies is the model free to write what it likes.
+"""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cupy_engine.structured_outputs import JSON_OPTIONS, StructuredOutputs, check_schema_depth
+from cupy_engine.structured_outputs import StructuredOutputs, check_schema_depth
 
 from .api_errors import refuse
+from .call_form import CallForm, Schema, WantedCalls, call_grammar
+from .output_form import answer_schema
 from .protocol import ChatRequest, FunctionDefinition, NamedToolChoice, Tool
-from .tool_formats import new_parser
-from .tool_parsing import ArgumentsParser
+from .tool_formats import FORMS, LIST
 from .tool_pieces import ToolParser
 
 MAX_TOOLS = 128
 MAX_CALLS = 16  # in one answer
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _ANY_OBJECT = {"type": "object"}
+_NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
+
+SpecialId = Callable[[str], int | None]
 
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
     """The tools of a request and how they may be used.
 
-    ``forced``: the function that must be called, if the request names one. ``is_required``: some function must be.
-    ``family``: how the model writes calls of its own accord.
+    Args:
+        tools: all of them, for the prompt.
+        functions: those that may be called.
+        form: how calls are written.
+        max_calls: in one answer.
+        grammar: what the answer must follow, if it is not free.
+        has_special_marks: whether calls are among special tokens.
     """
 
     tools: Sequence[Tool]
-    family: str
-    forced: FunctionDefinition | None = None
-    is_required: bool = False
-    max_calls: int = MAX_CALLS
-
-    @property
-    def form(self) -> StructuredOutputs | None:
-        """The form of an answer that must have calls: arguments alone, or a list of calls."""
-        if self.forced is not None:
-            return StructuredOutputs(json=_parameters(self.forced), param="tools")
-        return StructuredOutputs(grammar=self._grammar(), param="tools") if self.is_required else None
+    functions: Sequence[FunctionDefinition]
+    form: CallForm
+    max_calls: int
+    grammar: StructuredOutputs | None
+    has_special_marks: bool
 
     def parser(self) -> ToolParser:
         """For one answer."""
-        if self.forced is not None:
-            return ArgumentsParser(self.forced.name)
-        tools = {tool.function.name: tool.function.parameters or {} for tool in self.tools}
-        return new_parser("json" if self.is_required else self.family, tools, self.max_calls)
+        return self.form.parser({each.name: each.parameters or {} for each in self.functions}, self.max_calls)
 
-    def _grammar(self) -> str:
-        """``[call, call, ...]``, where each schema stands by itself, so that its references hold."""
-        functions = [tool.function for tool in self.tools]
-        more = f'(", " call){{0,{self.max_calls - 1}}} ' if self.max_calls > 1 else ""
-        rules = [
-            "%llguidance {}",
-            f'start: "[" call {more}"]"',
-            "call: " + " | ".join(f"call_{i}" for i in range(len(functions))),
-        ]
-        for i, function in enumerate(functions):
-            opening = json.dumps(f'{{"name": {json.dumps(function.name)}, "arguments": ')
-            schema = json.dumps({**_parameters(function), "x-guidance": JSON_OPTIONS})
-            rules.append(f'call_{i}: {opening} arguments_{i} "}}"\narguments_{i}: %json {schema}')
-        return "\n".join(rules)
+    def sampling_changes(self, fields: ChatRequest) -> dict[str, Any]:
+        """What tools make of the sampling parameters: a form, or marks that must not be skipped."""
+        changes: dict[str, Any] = {} if self.grammar is None else {"structured_outputs": self.grammar}
+        if self.has_special_marks and (changes or fields.skip_special_tokens is None):
+            changes["skip_special_tokens"] = False
+        return changes
 
 
-def tool_use(fields: ChatRequest, family: str) -> ToolUse | None:
+def tool_use(fields: ChatRequest, family: str, special_id: SpecialId) -> ToolUse | None:
     """``None`` if the request has no tools or wants no calls.
 
+    Args:
+        family: how the model writes calls of its own accord.
+        special_id: the id of the special token that is written so, if there is one.
+
     Raises:
-        ApiError: a contradiction, or a tool that cannot be; names the field.
+        ApiError, InvalidRequestError: a contradiction, or a tool that cannot be; names the field.
     """
     tools, choice = fields.tools or [], fields.tool_choice
     _check(tools)
@@ -78,11 +82,37 @@ def tool_use(fields: ChatRequest, family: str) -> ToolUse | None:
         refuse("tool_choice", f"tool_choice {_shown(choice)} needs tools")
     if not tools or choice == "none":
         return None
-    if fields.response_format is not None and fields.response_format.type != "text":
-        refuse("response_format", "response_format cannot go with tools: set tool_choice to none, or leave one out")
     forced = _named(tools, choice.function.name) if isinstance(choice, NamedToolChoice) else None
-    max_calls = 1 if fields.parallel_tool_calls is False else MAX_CALLS
-    return ToolUse(tools, family, forced, choice == "required", max_calls)
+    functions = [tool.function for tool in tools] if forced is None else [forced]
+    max_calls = 1 if forced is not None or fields.parallel_tool_calls is False else MAX_CALLS
+    must_call = forced is not None or choice == "required"
+    answer = None if must_call else answer_schema(fields.response_format)
+    check_schema_depth(answer, "response_format")
+    form, grammar = FORMS[family], None
+    if must_call or answer is not None or any(function.strict for function in functions):
+        schemas = {each.name: _parameters(each) if must_call or each.strict else _ANY_OBJECT for each in functions}
+        allows_text = not must_call and answer is None
+        form = _form_that_holds(form, schemas, tools, allows_text=allows_text)
+        text = call_grammar(form, WantedCalls(schemas, max_calls, special_id), answer, allows_text=allows_text)
+        param = "tools" if answer is None else "tools with response_format"
+        grammar = StructuredOutputs(grammar=text, param=param)
+    has_special_marks = any(special_id(mark) is not None for mark in form.marks)
+    return ToolUse(tools, functions, form, max_calls, grammar, has_special_marks)
+
+
+def _form_that_holds(
+    form: CallForm, schemas: dict[str, Schema], tools: Sequence[Tool], *, allows_text: bool
+) -> CallForm:
+    """The family's form, or a list in JSON where that cannot hold calls to their schemas and calls need no sign."""
+    for i, tool in enumerate(tools):
+        schema = schemas.get(tool.function.name)
+        problem = None if schema is None else form.problem(tool.function.name, schema)
+        if problem is not None and allows_text:
+            param = f"tools[{i}].function.strict"
+            refuse(param, f"{param} cannot be kept: {problem}; leave strict out, or set tool_choice to required")
+        if problem is not None:
+            return LIST
+    return form
 
 
 def _check(tools: Sequence[Tool]) -> None:
@@ -104,8 +134,8 @@ def _named(tools: Sequence[Tool], name: str) -> FunctionDefinition:
     return found[0]
 
 
-def _parameters(function: FunctionDefinition) -> dict[str, Any]:
-    return {**_ANY_OBJECT, **(function.parameters or {})}
+def _parameters(function: FunctionDefinition) -> Schema:
+    return _NO_ARGUMENTS if function.parameters is None else {**_ANY_OBJECT, **function.parameters}
 
 
 def _shown(choice: object) -> str:

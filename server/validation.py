@@ -157,8 +157,8 @@ def _chat_max_tokens(fields: ChatRequest) -> int | None:
 
 def _output_form(fields: GenerationFields, changes: dict[str, Any]) -> StructuredOutputs | None:
     form = output_form(fields)
-    if form is not None and "structured_outputs" in changes:
-        refuse(form.param, f"{form.param} cannot go with a tool_choice that forces a call")
+    if form is not None and form.param != "response_format" and "structured_outputs" in changes:
+        refuse(form.param, f"{form.param} cannot go with tools whose calls follow a schema: leave out one of them")
     return form
 
 

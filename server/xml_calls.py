@@ -15,11 +15,30 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from .call_form import Schema, WantedCalls
 from .tool_pieces import CallArguments, CallStart, Piece, Text, num_held
 
 BEGIN, END = "<tool_call>", "</tool_call>"
 
 Parameters = Mapping[str, Any]
+
+
+class XmlForm:
+    """The form above."""
+
+    marks = (BEGIN, END)
+
+    def parser(self, functions: Mapping[str, Schema], max_calls: int) -> XmlCallParser:
+        return XmlCallParser(functions, max_calls)
+
+    def problem(self, name: str, schema: Schema) -> str | None:
+        return "this model writes calls as XML"
+
+    def rules(self, wanted: WantedCalls) -> list[str]:
+        raise AssertionError
+
+    def text_rules(self, wanted: WantedCalls) -> list[str]:
+        raise AssertionError
 
 
 class XmlCallParser:

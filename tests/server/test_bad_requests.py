@@ -142,11 +142,20 @@ BAD_CHATS = {
     "tools-many": ({"tools": [tool(f"f{i}") for i in range(129)]}, "tools", "at most 128"),
     "tools-schema": ({"tools": [tool("f", 5)]}, "tools[0].function.parameters", "got 5"),
     "tools-deep": ({"tools": [tool("f", {"items": DEEP})]}, "tools[0].function.parameters", "at most 64 deep"),
-    "tools-and-form": ({"tools": [tool("f")], "response_format": {"type": "json_object"}}, "response_format", "tools"),
+    "tools-and-form": (
+        {"tools": [tool("f")], "response_format": {"type": "json_schema"}},
+        "response_format.json_schema",
+        "required",
+    ),
+    "tools-and-deep-form": (
+        {"tools": [tool("f")], "response_format": {"type": "json_schema", "json_schema": {"schema": {"items": DEEP}}}},
+        "response_format",
+        "at most 64 deep",
+    ),
     "tools-and-guide": (
         {"tools": [tool("f")], "tool_choice": "required", "guided_regex": "a"},
         "guided_regex",
-        "forces a call",
+        "tools whose calls follow a schema",
     ),
     "tool_choice-alone": ({"tool_choice": "required"}, "tool_choice", "needs tools"),
     "tool_choice-word": ({"tools": [tool("f")], "tool_choice": "maybe"}, "tool_choice", "maybe"),

@@ -7,13 +7,13 @@ import random
 import time
 
 import pytest
-from cupy_engine.server.tool_formats import TOOL_PARSERS, detect_family, new_call_id, new_parser
-from cupy_engine.server.tool_parsing import ArgumentsParser
+from cupy_engine.server.tool_answers import new_call_id
+from cupy_engine.server.tool_formats import FORMS, detect_family
 from cupy_engine.server.tool_pieces import CallArguments, CallStart, Text, ToolParser
 
 F = '{"name": "f", "arguments": {"x": "a\\"}{", "y": [1, {"z": null}]}}'
 F_ARGUMENTS = '{"x": "a\\"}{", "y": [1, {"z": null}]}'
-FAMILIES = TOOL_PARSERS[1:]
+FAMILIES = tuple(FORMS)
 TOOLS = {"f": {"properties": {"n": {"type": "integer"}, "l": {"type": "array"}, "s": {"type": "string"}}}, "g": {}}
 XML = "<tool_call>\n<function=f>\n{}</function>\n</tool_call>"
 MEMBERS = {"n": "5", "s": "5", "l": "[1, {", "x": "a\nb"}
@@ -82,7 +82,7 @@ CALLS = {
 @pytest.mark.parametrize("name", CALLS)
 def test_calls(name: str, num_chars: int) -> None:
     family, text, content, calls = CALLS[name]
-    assert read(new_parser(family, TOOLS, 16), text, num_chars) == (content, calls)
+    assert read(FORMS[family].parser(TOOLS, 16), text, num_chars) == (content, calls)
 
 
 NO_CALLS = {
@@ -110,21 +110,16 @@ NO_CALLS = {
 @pytest.mark.parametrize("name", NO_CALLS)
 def test_what_is_no_call_is_text_to_the_last_character(name: str, num_chars: int) -> None:
     family, text = NO_CALLS[name]
-    assert read(new_parser(family, TOOLS, 16), text, num_chars) == (text, [])
+    assert read(FORMS[family].parser(TOOLS, 16), text, num_chars) == (text, [])
 
 
 def test_further_calls_are_passed_over() -> None:
-    assert read(new_parser("mistral", {"f": {}}, 1), f"[TOOL_CALLS][{F}, {F}]", 4) == ("", [("f", F_ARGUMENTS)])
-    assert read(new_parser("pythonic", {"f": {}}, 1), "[f(), f()]", 4) == ("", [("f", "{}")])
-
-
-def test_arguments_alone() -> None:
-    assert read(ArgumentsParser("f"), '{"x": 1}', 3) == ("", [("f", '{"x": 1}')])
-    assert read(ArgumentsParser("f"), "", 3) == ("", [])
+    assert read(FORMS["mistral"].parser({"f": {}}, 1), f"[TOOL_CALLS][{F}, {F}]", 4) == ("", [("f", F_ARGUMENTS)])
+    assert read(FORMS["pythonic"].parser({"f": {}}, 1), "[f(), f()]", 4) == ("", [("f", "{}")])
 
 
 def test_arguments_arrive_as_they_are_written() -> None:
-    parser = new_parser("hermes", {"f": {}}, 16)
+    parser = FORMS["hermes"].parser({"f": {}}, 16)
     told = [parser.feed(piece) for piece in ("<tool_call>{", '"name": "f", "arg', 'uments": {"x"', ": 1}", "}")]
     assert told == [
         [],
@@ -148,8 +143,8 @@ def test_any_mixture_is_read_alike_in_one_piece_and_in_many(family: str) -> None
     chance = random.Random(family)
     for _ in range(2000):
         text = "".join(chance.choice(SCRAPS) for _ in range(chance.randrange(1, 14)))
-        whole = read(new_parser(family, TOOLS, 16), text, 1000)
-        assert read(new_parser(family, TOOLS, 16), text, chance.randrange(1, 9)) == whole, text
+        whole = read(FORMS[family].parser(TOOLS, 16), text, 1000)
+        assert read(FORMS[family].parser(TOOLS, 16), text, chance.randrange(1, 9)) == whole, text
         content, calls = whole
         assert all(name in ("f", "g") for name, _ in calls)
         assert calls or content == text
@@ -173,7 +168,7 @@ FLOODS = {
 def test_floods_take_no_time(flood: str) -> None:
     for family in FAMILIES:
         start_s = time.perf_counter()
-        read(new_parser(family, {"f": {}}, 16), FLOODS[flood], 4)
+        read(FORMS[family].parser({"f": {}}, 16), FLOODS[flood], 4)
         assert time.perf_counter() - start_s < 2
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 from api_client import Api, MakeApi
+from cupy_engine.server.json_calls import JsonForm
+from cupy_engine.server.tool_formats import FORMS
 from fake_engine import says
 
 from cupy_engine.chat_template import ChatTemplate
@@ -100,26 +102,65 @@ def test_every_choice_has_its_own_calls(make_api: MakeApi, front_end: FrontEnd) 
     assert calls[0]["id"] != calls[1]["id"]
 
 
-def test_a_named_function_gets_arguments(make_api: MakeApi, front_end: FrontEnd) -> None:
-    api = saying(make_api, front_end, '{"city": "Bern"}')
-    choice = {"type": "function", "function": {"name": "get_weather"}}
-    message = api.chat(tools=TOOLS, tool_choice=choice).get_json()["choices"][0]["message"]
-    assert message["content"] is None
-    assert message["tool_calls"][0]["function"] == {"name": "get_weather", "arguments": '{"city": "Bern"}'}
-    grammar = api.engine.requests[-1].grammar
-    assert grammar is not None
-    assert (grammar.param, '"city"' in grammar.text) == ("tools", True)
+GET_WEATHER = {"type": "function", "function": {"name": "get_weather"}}
+
+
+def test_a_named_function_is_called_in_the_familys_form(make_api: MakeApi, front_end: FrontEnd) -> None:
+    api = saying(
+        make_api, front_end, '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Bern"}}\n</tool_call>'
+    )
+    choice = api.chat(tools=TOOLS, tool_choice=GET_WEATHER).get_json()["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == (None, "tool_calls")
+    assert choice["message"]["tool_calls"][0]["function"] == {"name": "get_weather", "arguments": '{"city": "Bern"}'}
+    grammar = grammar_of(api)
+    assert grammar.endswith("start: calls")
+    assert ('"city"' in grammar, "get_time" in grammar, "){0," in grammar) == (True, False, False)
 
 
 def test_some_call_is_required(make_api: MakeApi, front_end: FrontEnd) -> None:
-    api = saying(make_api, front_end, '[{"name": "get_time", "arguments": {}}]')
+    api = saying(make_api, front_end, '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>')
     message = api.chat(tools=TOOLS, tool_choice="required").get_json()["choices"][0]["message"]
     assert [call["function"]["name"] for call in message["tool_calls"]] == ["get_time"]
+    assert "){0,15}" in grammar_of(api)
+    api.chat(tools=TOOLS, tool_choice="required", parallel_tool_calls=False)
+    assert "){0," not in grammar_of(api)
+
+
+def test_calls_or_an_answer_of_a_form(make_api: MakeApi, front_end: FrontEnd) -> None:
+    wants = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"properties": {"answer": {}}}}}
+    api = saying(make_api, front_end, '{"answer": "<tool_call>"}')
+    choice = api.chat(tools=TOOLS, response_format=wants).get_json()["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ('{"answer": "<tool_call>"}', "stop")
+    assert "tool_calls" not in choice["message"]
+    assert "start: calls | answer" in grammar_of(api)
+    assert '"city"' not in grammar_of(api), "a function that is not strict is not held to its schema"
+    message = saying(make_api, front_end, CALL[6:]).chat(tools=TOOLS, response_format=wants)
+    assert message.get_json()["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "get_weather"
+    api.chat(tools=TOOLS, response_format=wants, tool_choice="required")
+    assert "answer" not in grammar_of(api)
+    api.chat(tools=TOOLS, response_format=wants, tool_choice="none")
+    assert ("answer" in grammar_of(api), "get_time" in grammar_of(api)) == (True, False)
+    assert api.engine.requests[-1].grammar.param == "response_format"
+
+
+def test_a_strict_function_is_held_to_its_schema(make_api: MakeApi, front_end: FrontEnd) -> None:
+    api = saying(make_api, front_end, CALL)
+    strict = {"type": "function", "function": {**WEATHER["function"], "strict": True}}
+    assert api.chat(tools=[strict, TIME]).get_json()["choices"][0]["message"]["content"] == "Sure."
+    assert "start: text | text_calls" in grammar_of(api)
+    assert '"city"' in grammar_of(api)
+    response = api.post(
+        "/v1/responses", {"input": "Hi", "tools": [{"type": "function", **strict["function"]}]}
+    ).get_json()
+    assert [item["type"] for item in response["output"]] == ["message", "function_call"]
+    assert "start: text | text_calls" in grammar_of(api)
+
+
+def grammar_of(api: Api) -> str:
+    """What the last request's answer had to follow."""
     grammar = api.engine.requests[-1].grammar
     assert grammar is not None
-    assert "{0,15}" in grammar.text
-    api.chat(tools=TOOLS, tool_choice="required", parallel_tool_calls=False)
-    assert "{0,0}" not in api.engine.requests[-1].grammar.text
+    return grammar.text
 
 
 def test_a_template_without_tools_is_helped_out(api: Api, front_end: FrontEnd) -> None:
@@ -175,11 +216,14 @@ def test_the_family_can_be_chosen(make_api: MakeApi, front_end: FrontEnd) -> Non
 
 
 def test_a_special_mark_is_not_skipped(make_api: MakeApi, front_end: FrontEnd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cupy_engine.server.chat_api.mark_of", lambda _: "<|im_start|>")
+    monkeypatch.setitem(FORMS, "hermes", JsonForm(begin="<|im_start|>"))
     api = make_api()
     api.chat(tools=TOOLS)
     assert api.engine.requests[-1].params.skip_special_tokens is False
     api.chat(tools=TOOLS, skip_special_tokens=True)
     assert api.engine.requests[-1].params.skip_special_tokens is True
+    api.chat(tools=TOOLS, skip_special_tokens=True, tool_choice="required")
+    assert api.engine.requests[-1].params.skip_special_tokens is False, "or else nothing could be read"
+    assert "calls: <[1]> body" in grammar_of(api)
     api.chat()
     assert api.engine.requests[-1].params.skip_special_tokens is True

@@ -8,45 +8,29 @@ What looks like a call and turns out to be none is text after all; only names of
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .call_object import CallObject
-from .python_calls import read_python_calls
 from .tool_pieces import MAX_HELD_SPACES, CallArguments, CallStart, Piece, Text, num_held
+
+if TYPE_CHECKING:
+    from .json_calls import JsonForm
 
 _MAX_NAME_CHARS = 256
 _BETWEEN_CALLS = " \t\r\n,;[]"
 
 
-@dataclass(frozen=True, slots=True)
-class ToolFormat:
-    """How a family of models writes calls: JSON objects with a name and arguments, alone or in lists.
-
-    Args:
-        begin: the mark before calls; the empty string if there is none.
-        end: the mark after them, likewise.
-        is_bare: an answer that begins with a brace or bracket is a call also without the mark.
-        has_names_outside: a call may also be ``name{"argument": …}``.
-    """
-
-    begin: str
-    end: str = ""
-    is_bare: bool = False
-    has_names_outside: bool = False
-
-
 class JsonCallParser:
-    """Reads calls in a :class:`ToolFormat`.
+    """Reads calls in a :class:`.json_calls.JsonForm`.
 
     Args:
         names: of the request's tools.
         max_calls: further calls are passed over.
     """
 
-    def __init__(self, form: ToolFormat, names: Collection[str], max_calls: int) -> None:
-        self._format = form
+    def __init__(self, form: JsonForm, names: Collection[str], max_calls: int) -> None:
+        self._form = form
         self._names = names
         self._max_calls = max_calls
         self._buffer = ""  # not understood yet
@@ -74,8 +58,8 @@ class JsonCallParser:
     # Steps: each takes what it understands from the buffer; false if it needs more.
 
     def _read_text(self, pieces: list[Piece]) -> bool:
-        begin = self._format.begin
-        if self._format.is_bare and not self._has_text and not self._num_calls:
+        begin = self._form.begin
+        if self._form.is_bare and not self._has_text and not self._num_calls:
             start = self._buffer.lstrip()
             if not start and len(self._buffer) <= MAX_HELD_SPACES:
                 return False
@@ -96,10 +80,10 @@ class JsonCallParser:
         return False
 
     def _read_between(self, pieces: list[Piece]) -> bool:
-        for mark in filter(None, (self._format.end, self._format.begin)):
+        for mark in filter(None, (self._form.end, self._form.begin)):
             if self._buffer.startswith(mark):
                 self._consume(len(mark))
-                if mark == self._format.end:
+                if mark == self._form.end:
                     self._end_section(pieces)
                 return True
             if mark.startswith(self._buffer):
@@ -108,7 +92,7 @@ class JsonCallParser:
             self._consume(1)
         elif self._buffer[0] == "{":
             self._object, self._step = CallObject(), self._read_object
-        elif self._format.has_names_outside:
+        elif self._form.has_names_outside:
             return self._read_name(pieces)
         else:
             self._give_up(pieces)
@@ -146,7 +130,7 @@ class JsonCallParser:
 
     def _read_lost(self, pieces: list[Piece]) -> bool:
         """Pass over the rest of a call that broke when it was told already."""
-        end = self._format.end
+        end = self._form.end
         place = self._buffer.find(end) if end else -1
         if place < 0:
             self._buffer = self._buffer[len(self._buffer) - num_held(self._buffer, end) :]
@@ -181,50 +165,3 @@ class JsonCallParser:
     def _report(self, piece: Piece, pieces: list[Piece]) -> None:
         if self._num_calls <= self._max_calls:
             pieces.append(piece)
-
-
-class ArgumentsParser:
-    """Reads an answer that is nothing but the arguments of one call: the request named its function."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._has_started = False
-
-    def feed(self, text: str) -> list[Piece]:
-        if not text:
-            return []
-        start: list[Piece] = [] if self._has_started else [CallStart(0, self._name)]
-        self._has_started = True
-        return [*start, CallArguments(0, text)]
-
-    def finish(self) -> list[Piece]:
-        return []
-
-
-class PythonCallParser:
-    """Reads ``[f(x=1), g()]``, once it is all there: only literal arguments make a call."""
-
-    def __init__(self, names: Collection[str], max_calls: int) -> None:
-        self._names = names
-        self._max_calls = max_calls
-        self._buffer = ""
-        self._is_text = False
-
-    def feed(self, text: str) -> list[Piece]:
-        self._buffer += text
-        start = self._buffer[: MAX_HELD_SPACES + 1].lstrip()[:1]
-        self._is_text = self._is_text or (start != "[" and (start != "" or len(self._buffer) > MAX_HELD_SPACES))
-        return self._flush() if self._is_text else []
-
-    def finish(self) -> list[Piece]:
-        calls = [] if self._is_text else read_python_calls(self._buffer, self._names)
-        if not calls:
-            return self._flush()
-        pieces: list[Piece] = []
-        for index, (name, arguments) in enumerate(calls[: self._max_calls]):
-            pieces += [CallStart(index, name), CallArguments(index, json.dumps(arguments, ensure_ascii=False))]
-        return pieces
-
-    def _flush(self) -> list[Piece]:
-        text, self._buffer = self._buffer, ""
-        return [Text(text)] if text else []

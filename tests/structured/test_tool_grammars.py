@@ -1,0 +1,246 @@
+"""Grammars of tool calls: what each family's lets through, and that its parser reads whatever that is."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from typing import Any
+
+import jsonschema
+import msgspec
+import numpy as np
+import pytest
+from cupy_engine.server.protocol import ChatRequest
+from cupy_engine.server.tool_answers import ToolReader
+from cupy_engine.server.tool_formats import FORMS
+from cupy_engine.server.tool_use import ToolUse, tool_use
+from llguidance import LLMatcher
+
+from cupy_engine.tokenizer import Tokenizer
+
+EOS_IDS = (0, 2)
+TRIP = {
+    "type": "object",
+    "properties": {
+        "to": {"$ref": "#/$defs/city"},
+        "days": {"type": "integer", "minimum": 1, "maximum": 99},
+        "direct": {"type": "boolean"},
+        "via": {"type": "array", "items": {"$ref": "#/$defs/city"}, "maxItems": 2},
+        "note": {"type": ["string", "null"], "maxLength": 8},
+    },
+    "required": ["to", "days", "note"],
+    "additionalProperties": False,
+    "$defs": {"city": {"type": "string", "enum": ["Bern", "Zürich", 'the "Rock"']}},
+}
+LIGHT = {
+    "$schema": "http://json-schema.org/draft-07/schema#",
+    "type": "object",
+    "properties": {"room": {"$ref": "#/definitions/city"}, "more": {"$ref": "#"}},
+    "required": ["room"],
+    "additionalProperties": False,
+    "definitions": {"city": {"enum": ["kitchen", 5, None]}},
+}
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "book_trip": TRIP,
+    "light": LIGHT,
+    "get_time": {"type": "object", "properties": {}, "additionalProperties": False},
+}
+ANSWER = {
+    "type": "object",
+    "properties": {"answer": {"enum": [1, 2]}},
+    "required": ["answer"],
+    "additionalProperties": False,
+}
+FORMAT = {"type": "json_schema", "json_schema": {"name": "answer", "schema": ANSWER}}
+MARKS = {"[TOOL_CALLS]": 3, "<|tool_call|>": 4, "<|python_tag|>": 5, "[ARGS]": 6}  # special tokens stand in for them
+FAMILIES = tuple(FORMS)
+
+
+def use(family: str, marks: dict[str, int] | None = None, *, strict: bool = True, **fields: Any) -> ToolUse:
+    """The tools of SCHEMAS in a request."""
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": schema, "strict": strict}}
+        for name, schema in SCHEMAS.items()
+    ]
+    request = msgspec.convert({"messages": [], "tools": tools, **fields}, ChatRequest)
+    found = tool_use(request, family, (marks or {}).get)
+    assert found is not None
+    return found
+
+
+class Walk:
+    """An answer in the making, with what its grammar allows next."""
+
+    def __init__(self, vocabulary: object, tokenizer: Tokenizer, wanted: ToolUse, marks: dict[str, int]) -> None:
+        assert wanted.grammar is not None
+        self._matcher = LLMatcher(vocabulary, wanted.grammar.to_grammar().text, log_level=0)
+        self._tokenizer = tokenizer
+        self._texts = {token_id: mark for mark, token_id in marks.items()}
+        self._ids = marks
+        self._data = b""
+
+    @property
+    def text(self) -> str:
+        return self._data.decode()
+
+    def allowed(self) -> list[int]:
+        mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        assert not self._matcher.is_error(), self._matcher.get_error()
+        return np.flatnonzero(np.unpackbits(mask, bitorder="little")).tolist()
+
+    @property
+    def can_end(self) -> bool:
+        return any(token_id in EOS_IDS for token_id in self.allowed())
+
+    def take(self, token_id: int) -> None:
+        self._matcher.consume_token(token_id)
+        mark = self._texts.get(token_id)
+        self._data += self._tokenizer.token_bytes(token_id) if mark is None else mark.encode()
+
+    def say(self, text: str) -> bool:
+        """Whether the text is allowed."""
+        marks = "|".join(map(re.escape, self._ids))
+        return all(self._say(part) for part in (re.split(f"({marks})", text) if marks else [text]) if part)
+
+    def _say(self, part: str) -> bool:
+        mark = self._ids.get(part)
+        for token_id in self._tokenizer.encode(part, add_special_tokens=False) if mark is None else [mark]:
+            if token_id not in self.allowed():
+                return False
+            self.take(token_id)
+        return True
+
+    def end_somehow(self, chance: random.Random) -> bool:
+        """Go on at random, mostly with characters that close something; whether it came to an end."""
+        for _ in range(400):
+            allowed = self.allowed()
+            if any(token_id in EOS_IDS for token_id in allowed) and chance.random() < 0.5:
+                return True
+            allowed = [each for each in allowed if each not in EOS_IDS]
+            if not allowed:
+                return True
+            self.take(chance.choice(allowed))
+        return False
+
+
+def read(wanted: ToolUse, text: str) -> tuple[str, list[tuple[str, Any]]]:
+    content, deltas = ToolReader(wanted.parser()).read(text, is_last=True)
+    return content, [(each["function"]["name"], json.loads(each["function"]["arguments"])) for each in deltas]
+
+
+def check(calls: list[tuple[str, Any]]) -> None:
+    for name, arguments in calls:
+        jsonschema.validate(arguments, SCHEMAS[name])
+
+
+VARIANTS = [(family, marks) for family in FAMILIES for marks in ({}, MARKS)]
+
+
+@pytest.mark.parametrize(("family", "marks"), VARIANTS, ids=str)
+def test_what_must_be_calls_is_read_as_calls_of_the_schema(
+    family: str, marks: dict[str, int], vocabulary: object, tokenizer: Tokenizer
+) -> None:
+    chance, num_calls = random.Random(family), 0
+    wanted = use(family, marks, tool_choice="required", response_format=FORMAT)
+    for _ in range(12):
+        walk = Walk(vocabulary, tokenizer, wanted, marks)
+        if walk.end_somehow(chance):
+            content, calls = read(wanted, walk.text)
+            assert content == "", walk.text
+            assert calls, walk.text
+            check(calls)
+            num_calls += len(calls)
+    assert num_calls > 6
+
+
+@pytest.mark.parametrize(("family", "marks"), VARIANTS, ids=str)
+def test_calls_or_an_answer(family: str, marks: dict[str, int], vocabulary: object, tokenizer: Tokenizer) -> None:
+    chance, kinds = random.Random(family), set()
+    wanted = use(family, marks, response_format=FORMAT)
+    for _ in range(12):
+        walk = Walk(vocabulary, tokenizer, wanted, marks)
+        if walk.end_somehow(chance):
+            content, calls = read(wanted, walk.text)
+            assert bool(content) != bool(calls), walk.text
+            check(calls)
+            if content:
+                jsonschema.validate(json.loads(content), ANSWER)
+            kinds.add(bool(calls))
+    walk = Walk(vocabulary, tokenizer, wanted, marks)
+    assert walk.say('{"answer": 1}')
+    assert walk.can_end
+    assert read(wanted, walk.text) == ('{"answer": 1}', [])
+    assert True in kinds
+
+
+TRIP_ARGUMENTS = '{"to": "Zürich", "days": 3, "note": null}'
+TRIP_CALL = '{"name": "book_trip", "arguments": ' + TRIP_ARGUMENTS + "}"
+TIME_CALL = '{"name": "get_time", "arguments": {}}'
+AS_TRAINED = {  # one call and two, as the families' templates have them in conversations
+    "hermes": (f"<tool_call>\n{TRIP_CALL}\n</tool_call>", f"\n<tool_call>\n{TIME_CALL}\n</tool_call>"),
+    "llama3_json": (TRIP_CALL.replace("arguments", "parameters"), "; " + TIME_CALL.replace("arguments", "parameters")),
+    "mistral": (f"[TOOL_CALLS] [{TRIP_CALL}", f", {TIME_CALL}", "]"),
+    "granite": (f"<|tool_call|>[{TRIP_CALL}", f", {TIME_CALL}", "]"),
+    "phi4_mini": (f"functools[{TRIP_CALL}", f", {TIME_CALL}", "]"),
+    "json": (f"[{TRIP_CALL}", f", {TIME_CALL}", "]"),
+}
+WITH_A_MARK = {
+    "llama3_json": ("<|python_tag|>" + AS_TRAINED["llama3_json"][0],),
+    "mistral": (f"[TOOL_CALLS]book_trip[ARGS]{TRIP_ARGUMENTS}", "[TOOL_CALLS]get_time[ARGS]{}"),
+}
+
+
+@pytest.mark.parametrize("said", ["", "Let me see.\n\n"])
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize(("family", "parts"), [*AS_TRAINED.items(), *WITH_A_MARK.items()])
+def test_strict_functions_in_free_text(
+    family: str, parts: tuple[str, ...], parallel: bool, said: str, vocabulary: object, tokenizer: Tokenizer
+) -> None:
+    """One call, then another one unless that is forbidden, then the end."""
+    first, second, last = (*parts, "", "")[:3]
+    wanted = use(family, MARKS, parallel_tool_calls=parallel)
+    is_marked = "<" in first or first.startswith(("[TOOL", "functools"))
+    if said and not is_marked:
+        return  # such a family's calls begin the answer, or are none
+    walk = Walk(vocabulary, tokenizer, wanted, MARKS)
+    assert walk.can_end, "nothing must be said"
+    assert walk.say(said + first)
+    if second:
+        assert walk.say(second) == parallel
+    if parallel:
+        assert walk.say(last)
+        assert walk.can_end
+        content, calls = read(wanted, walk.text)
+        assert content == said.strip()
+        assert calls[0] == ("book_trip", json.loads(TRIP_ARGUMENTS))
+        assert calls[1:] == ([("get_time", {})] if second else [])
+    assert not walk.say("x")
+
+
+@pytest.mark.parametrize("family", AS_TRAINED)
+def test_what_begins_as_a_call_becomes_one(family: str, vocabulary: object, tokenizer: Tokenizer) -> None:
+    wanted = use(family, MARKS)
+    opening = AS_TRAINED[family][0].partition("book_trip")[0]
+    for wrong in ("rm", '","', 'light", "arguments": {"x'):
+        walk = Walk(vocabulary, tokenizer, wanted, MARKS)
+        assert walk.say(opening)
+        assert not walk.can_end
+        assert not walk.say(wrong)
+
+
+@pytest.mark.parametrize("family", AS_TRAINED)
+def test_text_is_free(family: str, vocabulary: object, tokenizer: Tokenizer) -> None:
+    text = 'A list [1, 2], {"name": "light"}, 1 < 2 and <tool_cal> or functools.partial 🦥\n'
+    walk = Walk(vocabulary, tokenizer, use(family, MARKS), MARKS)
+    assert walk.say(text)
+    assert walk.can_end
+    assert read(use(family, MARKS), walk.text) == (text, [])
+
+
+def test_only_strict_functions_are_held_to_their_schema(vocabulary: object, tokenizer: Tokenizer) -> None:
+    assert use("hermes", strict=False).grammar is None
+    wanted = use("hermes", strict=False, response_format=FORMAT)
+    walk = Walk(vocabulary, tokenizer, wanted, MARKS)
+    assert walk.say('<tool_call>{"name": "light", "arguments": {"room": 77, "x": []}}</tool_call>')
+    assert walk.can_end
