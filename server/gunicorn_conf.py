@@ -8,7 +8,7 @@ from __future__ import annotations
 worker_class = "cupy_engine.server.stream_worker.StreamWorker"  # gthread, with all streams on one thread
 threads = 256  # per worker: one per request that waits for its first token or its whole answer
 worker_connections = 1256  # threads and kept-alive connections
-keepalive = 30
+keepalive = 75  # longer than the minute for which proxies keep idle connections
 timeout = 120  # seconds in which a worker must boot: the first start may fetch the model
 graceful_timeout = 33
 control_socket_disable = True  # no second socket beside HTTP

@@ -1,38 +1,67 @@
-"""gunicorn's threaded worker, with streams on a thread of their own."""
+"""gunicorn's threaded worker, with streams on a thread of their own and no client that holds up or cuts off others."""
 
 from __future__ import annotations
 
+import errno
+import logging
+import socket
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
+from gunicorn.http.body import Body, ChunkedReader
 from gunicorn.http.wsgi import Response
 from gunicorn.workers.gthread import ThreadWorker
 
+from .descriptors import make_room
 from .event_stream import GUNICORN_RESPONSE, EventStream, HandedOver
+from .lingering import LingeringConnections
 from .stream_loop import StreamLoop
 
+logger = logging.getLogger(__name__)
+
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+MAX_SKIPPED_BYTES = 1 << 15  # of a body that nobody read; less than gunicorn skips
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_NO_ROOM_PAUSE_S = 0.01
 
 
 class StreamWorker(ThreadWorker):  # type: ignore[misc]
     """Request threads parse, tokenize and wait for the first token; a StreamLoop writes the rest of every stream.
 
     A stream's connection counts as gunicorn's until the stream ends, and then goes back to it: kept alive or closed.
+    A connection that has not been announced as closing is closed only where it has been idle for ``keepalive`` seconds.
     """
 
     wsgi: Application
+    nr_conns: int
+    worker_connections: int
+    max_keepalived: int
 
     def init_process(self) -> None:
         self._streams = StreamLoop()
         self._streams.start()
+        self._limit_connections()
         super().init_process()
 
     def load_wsgi(self) -> None:
         super().load_wsgi()
-        if not self.cfg.is_ssl:  # TLS writes may have to read, so those streams keep their threads
-            self.wsgi = _offer_hand_over(self.wsgi)
+        # TLS writes may have to read, so those streams keep their threads
+        self.wsgi = _with_response(self.wsgi, offers_hand_over=not self.cfg.is_ssl)
+
+    def run(self) -> None:
+        self._lingering = LingeringConnections(self.poller, self._count_closed)
+        super().run()
+
+    def accept(self, listener: socket.socket) -> None:
+        try:
+            super().accept(listener)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            time.sleep(_NO_ROOM_PAUSE_S)  # the client waits in the listener's queue
 
     def handle(self, conn: Any) -> Any:
         try:
@@ -41,27 +70,66 @@ class StreamWorker(ThreadWorker):  # type: ignore[misc]
             return handed_over.stream
 
     def finish_request(self, conn: Any, fs: Future[Any]) -> None:
-        if not fs.cancelled() and fs.exception() is None and isinstance(stream := fs.result(), EventStream):
-            self._streams.take_over(stream, conn.sock, partial(self.method_queue.defer, self._resume, conn))
-        else:
+        result = False if fs.cancelled() or fs.exception() is not None else fs.result()
+        if isinstance(result, EventStream):
+            self._streams.take_over(result, conn.sock, partial(self.method_queue.defer, self._resume, conn))
+        elif result:
             super().finish_request(conn, fs)
+        else:
+            self._lingering.add(conn.sock)
+
+    def murder_keepalived(self, force: bool = False) -> None:
+        """Closes idle connections, but looks once more whether they are: a request may have come meanwhile."""
+        if self.keepalived_conns and self.keepalived_conns[0].timeout <= time.monotonic():
+            self.wait_for_and_dispatch_events(timeout=0)
+        super().murder_keepalived(force)
+
+    def murder_pending(self) -> None:
+        super().murder_pending()
+        self._lingering.close_late()
 
     def _resume(self, conn: Any, is_reusable: bool) -> None:
         """Back on gunicorn's thread: as if the request's handler had just returned."""
-        if is_reusable:
-            done: Future[bool] = Future()
-            done.set_result(True)
-            super().finish_request(conn, done)
-        else:  # the request has been read to its end, so there is nothing to linger for
-            self.nr_conns -= 1
-            conn.close()
+        done: Future[bool] = Future()
+        done.set_result(is_reusable)
+        self.finish_request(conn, done)
+
+    def _count_closed(self) -> None:
+        self.nr_conns -= 1
+
+    def _limit_connections(self) -> None:
+        num_connections = make_room(self.worker_connections)
+        if num_connections < self.worker_connections:
+            limit = f"the limit of open files allows {num_connections} connections"
+            logger.warning("%s, not worker_connections = %d; raise it (ulimit -n)", limit, self.worker_connections)
+            self.max_keepalived = max(0, self.max_keepalived + num_connections - self.worker_connections)
+            self.worker_connections = num_connections
 
 
-def _offer_hand_over(application: Application) -> Application:
-    def offer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        response = getattr(start_response, "__self__", None)
-        if type(response) is Response:  # not HTTP/2's, which frames its data itself
+def _with_response(application: Application, *, offers_hand_over: bool) -> Application:
+    """Lets ``application`` see gunicorn's response where it may leave that to a stream loop."""
+
+    def call(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        response: Any = getattr(start_response, "__self__", None)
+        if type(response) is not Response:  # HTTP/2's frames its data itself
+            return application(environ, start_response)
+        if offers_hand_over:
             environ[GUNICORN_RESPONSE] = response
-        return application(environ, start_response)
 
-    return offer
+        def start(*arguments: Any) -> Any:
+            if _is_too_long_to_skip(environ["wsgi.input"]):  # so the connection must end, and the client must know
+                response.force_close()
+            return start_response(*arguments)
+
+        return application(environ, start)
+
+    return call
+
+
+def _is_too_long_to_skip(body: Body) -> bool:
+    """Whether what is left of a request's body keeps the next request from being found."""
+    if body.failed:
+        return True
+    if isinstance(body.reader, ChunkedReader):
+        return body.reader.parser is not None
+    return getattr(body.reader, "length", 0) > MAX_SKIPPED_BYTES
