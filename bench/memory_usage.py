@@ -1,8 +1,8 @@
 """Where the memory goes, and how much of the KV cache is put to use.
 
 The engine is started and its pool filled with requests of varied length, until sequences must make room for each other.
-On a GPU, workspace and graphs are as the engine has planned them, and "GPU, all" is what the card says is taken at the
-end, by everybody. On the CPU, workspace is what the process held at its peak beyond weights, KV cache and what Python
+On a GPU, workspace and graphs are as the engine has planned them, and "GPU, all" is what the card says that the engine
+has taken at the end. On the CPU, workspace is what the process held at its peak beyond weights, KV cache and what Python
 and its libraries held before.
 """
 
@@ -49,10 +49,11 @@ def run(arguments: argparse.Namespace) -> int:
     require_positive(arguments, "input_len", "output_len")
     before = _MemoryUse.now()
     with engine_options(arguments, _DEFAULTS) as options, Engine(**options) as engine:
-        loaded = _MemoryUse.now()
+        loaded, others_bytes = _MemoryUse.now(), _taken_bytes() - engine.info.used_bytes
         with PoolProbe.watching(engine._core) as probe:
             engine.generate(*_requests(engine, arguments.input_len, arguments.output_len))
-        figures = _sizes(engine, before, loaded, _MemoryUse.now()) | probe.figures()
+        gpu_bytes = _taken_bytes() - others_bytes
+        figures = _sizes(engine, before, loaded, _MemoryUse.now(), gpu_bytes) | probe.figures()
         info = engine.info
     name = f"cupy-engine, {info.backend}"
     about = {"model": info.model_name, "backend": info.backend, "num_kv_blocks": info.num_kv_blocks}
@@ -64,35 +65,35 @@ def run(arguments: argparse.Namespace) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _MemoryUse:
-    """Bytes that this process holds on the host, now and at most so far, and that are taken on a GPU."""
+    """Bytes that this process holds on the host, now and at most so far."""
 
     host: int
     host_peak: int
-    gpu: int | None
 
     @classmethod
     def now(cls) -> _MemoryUse:
         with open("/proc/self/statm") as file:
             host = int(file.read().split()[1]) * resource.getpagesize()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-        return cls(host, peak, _gpu_bytes())
+        return cls(host, peak)
 
 
-def _gpu_bytes() -> int | None:
+def _taken_bytes() -> int:
+    """Memory of the GPU that anybody has taken; 0 if there is none."""
     if why_no_cuda() is not None:
-        return None
+        return 0
     import cupy
 
     free, total = cupy.cuda.runtime.memGetInfo()
     return int(total - free)
 
 
-def _sizes(engine: Engine, before: _MemoryUse, loaded: _MemoryUse, after: _MemoryUse) -> Figures:
+def _sizes(engine: Engine, before: _MemoryUse, loaded: _MemoryUse, after: _MemoryUse, gpu_bytes: int) -> Figures:
     info = engine.info
     figures: Figures = {"weight_bytes": info.weight_bytes, "kv_cache_bytes": info.kv_cache_bytes}
-    if after.gpu is not None and info.gpu_ids:
+    if info.gpu_ids:
         figures |= {"workspace_bytes": info.workspace_bytes, "graph_bytes": info.graph_bytes}
-        figures |= {"gpu_bytes": after.gpu, "limit_bytes": info.limit_bytes}
+        figures |= {"gpu_bytes": gpu_bytes, "limit_bytes": info.limit_bytes}
     else:
         figures["workspace_bytes"] = after.host_peak - before.host - info.weight_bytes - info.kv_cache_bytes
     return figures | {"host_bytes": loaded.host, "host_peak_bytes": after.host_peak}

@@ -47,7 +47,10 @@ def test_tiny_models(name: str, budget: int) -> None:
 
 @pytest.mark.parametrize("name", TINY_MODELS)
 def test_tiny_models_in_bfloat16(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Along the golden tokens, log-probabilities are those of float32 but for rounding."""
+    """Along the golden tokens, log-probabilities are those of float32 but for rounding.
+
+    The weights of these models are large. transformers on a GPU differs by mean 0.017 (gpt2) to 0.043, max 0.08 to 0.34.
+    """
     forced = [{"prompt_token_ids": case["prompt_token_ids"] + case["greedy_token_ids"]} for case in cases(name)]
     params, model = greedy(1, prompt_logprobs=0), str(tiny_model(name))
     with Engine(model=model, **(OPTIONS | {"dtype": "bfloat16"})) as gpu, Engine(model=model, device="cpu") as cpu:
@@ -55,8 +58,8 @@ def test_tiny_models_in_bfloat16(name: str, capsys: pytest.CaptureFixture[str]) 
         errors = np.array([error for ours, theirs in pairs for error in distances(ours, theirs)])
     with capsys.disabled():
         print(f"\n{name}, bfloat16: mean {errors.mean():.4f} max {errors.max():.4f}")
-    assert errors.mean() <= 0.03
-    assert errors.max() <= 0.25
+    assert errors.mean() <= 0.045
+    assert errors.max() <= 0.35
 
 
 def distances(ours: RequestOutput, theirs: RequestOutput) -> list[float]:

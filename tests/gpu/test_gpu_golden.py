@@ -110,9 +110,13 @@ def long_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize(("dtype", "mean", "maximum"), [("float32", 2e-4, 2e-3), ("bfloat16", 0.03, 0.5)])
+@pytest.mark.parametrize(("dtype", "mean", "maximum"), [("float32", 2e-4, 2e-3), ("bfloat16", 0.045, 0.55)])
 def test_contexts_of_32k_tokens(long_model: str, dtype: str, mean: float, maximum: float) -> None:
-    """The prompt's log-probabilities agree along all of it, and decoding goes on from its end."""
+    """The prompt's log-probabilities agree along all of it, and decoding goes on from its end.
+
+    In bfloat16, transformers on a GPU differs by mean 0.045 and max 0.52 on the same prompt, as much at its end as at its
+    beginning.
+    """
     rng = np.random.default_rng(7)
     prompt = {"prompt_token_ids": rng.integers(3, 256, 32_700).tolist()}
     params = greedy(64, prompt_logprobs=0, logprobs=1)
@@ -123,6 +127,7 @@ def test_contexts_of_32k_tokens(long_model: str, dtype: str, mean: float, maximu
         [ours], [theirs] = gpu.generate(prompt, params), cpu.generate(prompt, params)
     pairs = zip(ours.prompt_logprobs[1:], theirs.prompt_logprobs[1:], strict=True)
     errors = np.array([abs(a.logprob - b.logprob) for a, b in pairs])
+    assert errors[-4096:].mean() <= 1.25 * errors[:4096].mean() + mean / 100
     for a, b in zip(ours.logprobs, theirs.logprobs, strict=True):
         if a.token_id != b.token_id:
             assert dtype != "float32"
