@@ -2,8 +2,8 @@
 
 The engine is started and its pool filled with requests of varied length, until sequences must make room for each other.
 On a GPU, workspace and graphs are as the engine has planned them, and "GPU, all" is what the card says that the engine
-has taken at the end. On the CPU, workspace is what the process held at its peak beyond weights, KV cache and what Python
-and its libraries held before.
+has taken at the end. On the CPU, workspace is what the process held at its peak beyond weights, KV cache and what
+Python and its libraries held before.
 """
 
 from __future__ import annotations

@@ -49,7 +49,8 @@ def test_tiny_models(name: str, budget: int) -> None:
 def test_tiny_models_in_bfloat16(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Along the golden tokens, log-probabilities are those of float32 but for rounding.
 
-    The weights of these models are large. transformers on a GPU differs by mean 0.017 (gpt2) to 0.043, max 0.08 to 0.34.
+    The weights of these models are large: transformers on a GPU differs by mean 0.017 (gpt2) to 0.043, max 0.08 to
+    0.34.
     """
     forced = [{"prompt_token_ids": case["prompt_token_ids"] + case["greedy_token_ids"]} for case in cases(name)]
     params, model = greedy(1, prompt_logprobs=0), str(tiny_model(name))

@@ -114,8 +114,8 @@ def long_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_contexts_of_32k_tokens(long_model: str, dtype: str, mean: float, maximum: float) -> None:
     """The prompt's log-probabilities agree along all of it, and decoding goes on from its end.
 
-    In bfloat16, transformers on a GPU differs by mean 0.045 and max 0.52 on the same prompt, as much at its end as at its
-    beginning.
+    In bfloat16, transformers on a GPU differs by mean 0.045 and max 0.52 on the same prompt, at its end as much as at
+    its beginning.
     """
     rng = np.random.default_rng(7)
     prompt = {"prompt_token_ids": rng.integers(3, 256, 32_700).tolist()}
