@@ -133,10 +133,10 @@ class _PackingExecutor:
 
     def submit(self, plan: StepPlan) -> StepHandle:
         self._slots.write(plan)
-        step = self._slots.pack(plan.sequences)
+        step = self._slots.pack(plan)
         StepArrays.view(self._memory, StepShape.of(step)).fill(step)
         num_draws, first = len(step.draw_slots), plan.step_id % 500
-        return DoneStep(StepResult(plan.step_id, self._token_ids[first : first + num_draws], [None] * num_draws))
+        return DoneStep(StepResult(plan.step_id, self._token_ids[first : first + num_draws]))
 
 
 if __name__ == "__main__":

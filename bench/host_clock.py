@@ -77,7 +77,7 @@ class HostClock:
         def timed_submit(plan: StepPlan) -> StepHandle:
             start_s = time.thread_time()
             handle = submit(plan)
-            num_sequences = len(plan.sequences)
+            num_sequences = len(plan.slots)
             times = (clock._schedule_s, time.thread_time() - start_s)
             step = clock._steps[plan.step_id] = HostStep(num_sequences, plan.num_tokens == num_sequences, *times)
             return _TimedHandle(handle, step)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from statistics import mean
-from typing import Any
 
 from cupy_engine.core import EngineCore
 from cupy_engine.plan import StepPlan
+from cupy_engine.scheduler import Scheduler
 from cupy_engine.scheduler_listener import PreemptionKind
 
 from .replaced import replaced
@@ -33,7 +33,7 @@ class PoolProbe:
         def probed_schedule() -> StepPlan | None:
             plan = schedule()
             if not probe.num_preemptions:
-                probe._look(scheduler.block_manager)
+                probe._look(scheduler)
             return plan
 
         def on_preempted(how: PreemptionKind) -> None:
@@ -43,8 +43,11 @@ class PoolProbe:
         with replaced(scheduler, "schedule", probed_schedule), replaced(metrics, "on_preempted", on_preempted):
             yield probe
 
-    def _look(self, manager: Any) -> None:
+    def _look(self, scheduler: Scheduler) -> None:
+        manager = scheduler.block_manager
         self._used.append(1 - manager.num_free_blocks / manager.num_blocks)
+        for sequence in scheduler.running:
+            manager.advance(sequence.sequence_id, sequence.num_computed_tokens)
         self._waste.append(manager.waste())
 
     def figures(self) -> Figures:

@@ -35,7 +35,7 @@ class Reservation(msgspec.Struct, gc=False):
 @dataclass(slots=True)
 class _Table:
     block_ids: list[int]
-    num_tokens: int = 0
+    num_tokens: int = 0  # as far as the manager has been told
     num_registered: int = 0
 
 
@@ -107,15 +107,17 @@ class BlockManager:
             self.pool.share(block_id)
         self._tables[sequence_id] = _Table(list(prefix), len(prefix) * self.block_size, len(prefix))
 
-    def write(self, sequence_id: int, position: int) -> bool:
-        """Reserve one position if that changes nothing, as for most decodes; else return ``False``."""
+    def steady_until(self, sequence_id: int) -> int:
+        """Positions before this one can be written one after the other without a word to the manager.
+
+        Their block is there, it is the sequence's alone, and it does not become full and so findable.
+        """
         table = self._tables[sequence_id]
-        column = position // self.block_size
-        if column >= len(table.block_ids) or self.pool.blocks[table.block_ids[column]].ref_count > 1:
-            return False
-        if position >= table.num_tokens:
-            table.num_tokens = position + 1
-        return True
+        if self.pool.ref_count(table.block_ids[-1]) > 1:
+            return 0
+        end = len(table.block_ids) * self.block_size
+        next_findable = (table.num_registered + 1) * self.block_size
+        return min(end, next_findable - 1) if self.enable_prefix_caching else end
 
     def reserve(self, sequence_id: int, start: int, end: int) -> Reservation | None:
         """Make positions ``[start, end)`` writable: blocks exist there and belong to this sequence alone."""
@@ -131,6 +133,10 @@ class BlockManager:
         table.num_tokens = max(table.num_tokens, end)
         first_changed = shared[0] if shared else num_old
         return Reservation(first_changed, table.block_ids[first_changed:], copies)
+
+    def advance(self, sequence_id: int, num_tokens: int) -> None:
+        """Take in how far a running sequence has been written meanwhile; only :meth:`waste` and :meth:`render` care."""
+        self._tables[sequence_id].num_tokens = num_tokens
 
     def _replace_shared(self, table: _Table, column: int) -> int:
         new_id = self.pool.take()

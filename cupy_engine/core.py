@@ -176,7 +176,7 @@ class EngineCore:
         outputs = self.scheduler.update(result)
         update_s = self._clock() - done_time_s
         compute_s = done_time_s - step.submit_time_s
-        num_tokens, num_sequences = step.plan.num_tokens, len(step.plan.sequences)
+        num_tokens, num_sequences = step.plan.num_tokens, len(step.plan.slots)
         if num_tokens >= 16 * num_sequences > 0:
             self.scheduler.costs.observe_prefill(num_tokens, compute_s)
         if self._pace is not None:

@@ -63,14 +63,9 @@ class CudaStep:
 
     def result(self) -> StepResult:
         self.done.synchronize()
-        token_ids = self.token_ids.tolist()
-        errors = {
-            int(self.draw_sequences[i]): _NO_TOKEN[token_id] for i, token_id in enumerate(token_ids) if token_id < 0
-        }
-        drawn = [max(token_id, 0) for token_id in token_ids]
-        logprobs: list[TokenLogprobs | None] = [None] * len(drawn)
-        if self.logprobs is not None:
-            logprobs = self.logprobs.records()
+        errors = {int(self.draw_sequences[i]): _NO_TOKEN[self.token_ids[i]] for i in np.flatnonzero(self.token_ids < 0)}
+        drawn = np.maximum(self.token_ids, 0).tolist()
+        logprobs = [] if self.logprobs is None else self.logprobs.records()
         embeddings = {plan_index: vector.tobytes() for plan_index, vector in self.embeddings.items()}
         return StepResult(self.step_id, drawn, logprobs, self.prompt_logprobs, errors, embeddings)
 
@@ -171,9 +166,9 @@ class CudaWorker:
 
     def _enqueue(self, plan: StepPlan) -> CudaStep:
         """What may run out of memory comes before the draws, which a second try would repeat."""
-        if not plan.sequences:
+        if not plan.slots:
             return self._finish(plan.step_id, np.empty(0, np.int32), None, {}, {})
-        step = self._slots.pack(plan.sequences)
+        step = self._slots.pack(plan)
         shape = self._graph_shape(plan, step)
         prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
         embeddings: dict[int, np.ndarray] = {}

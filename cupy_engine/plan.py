@@ -5,11 +5,14 @@ so that a steady decode step has almost nothing to say.
 
     scheduler ── StepPlan ──▶ worker ── StepResult ──▶ scheduler
 
-What there is one of per token, or nearly, is kept from the garbage collector (``gc=False``): it is in no cycle.
+Most sequences of most steps decode, which takes no more than two integers: plans list them by columns, and keep records
+of the others. What there is one of per token, or nearly, is kept from the garbage collector (``gc=False``): it is in no
+cycle.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
@@ -68,9 +71,18 @@ class ScheduledSequence(msgspec.Struct, array_like=True, gc=False):
     sample_slots: list[int]
     num_prompt_logprobs: int | None = None
 
+    @property
+    def is_decode(self) -> bool:
+        """It computes the token last drawn in its slot, draws the next, and that is all."""
+        return not self.token_ids and self.sample_slots == [self.slot] and self.num_prompt_logprobs is None
+
 
 class StepPlan(msgspec.Struct):
-    """One step, to be carried out in field order."""
+    """One step, to be carried out in field order.
+
+    ``slots`` and ``starts`` say who computes, and from which position on; a sequence decodes unless ``chunks`` has
+    another task for its index. :attr:`sequences` has all as records.
+    """
 
     step_id: int
     swap_out: list[tuple[int, int]] = []  # (device block, host block)
@@ -79,11 +91,34 @@ class StepPlan(msgspec.Struct):
     slot_setups: list[SlotSetup] = []
     block_table_writes: list[BlockTableWrite] = []
     masks: list[TokenMask] = []  # one for every guided slot that draws
-    sequences: list[ScheduledSequence] = []
+    slots: list[int] = []
+    starts: list[int] = []
+    chunks: dict[int, ScheduledSequence] = {}
+
+    @classmethod
+    def of(cls, step_id: int, sequences: Iterable[ScheduledSequence]) -> StepPlan:
+        """A plan that computes these sequences, and nothing more."""
+        plan = cls(step_id)
+        for sequence in sequences:
+            plan.add(sequence)
+        return plan
+
+    def add(self, sequence: ScheduledSequence) -> None:
+        """Compute this, too."""
+        if not sequence.is_decode:
+            self.chunks[len(self.slots)] = sequence
+        self.slots.append(sequence.slot)
+        self.starts.append(sequence.start)
+
+    @property
+    def sequences(self) -> list[ScheduledSequence]:
+        """What the step computes, in order."""
+        places = enumerate(zip(self.slots, self.starts, strict=True))
+        return [self.chunks.get(i) or ScheduledSequence(slot, start, 1, [], [slot]) for i, (slot, start) in places]
 
     @property
     def num_tokens(self) -> int:
-        return sum(s.num_tokens for s in self.sequences)
+        return len(self.slots) + sum(chunk.num_tokens - 1 for chunk in self.chunks.values())
 
 
 class StepError(msgspec.Struct, array_like=True):
@@ -96,15 +131,15 @@ class StepError(msgspec.Struct, array_like=True):
 class StepResult(msgspec.Struct):
     """What a step gave. Lists run over ``sequences`` and within each over its ``sample_slots``, flattened.
 
-    ``logprobs[i]`` is ``None`` where the slot did not ask. ``prompt_logprobs``: by index into ``sequences`` for those
-    that asked: one entry per computed position whose next token is in the prompt. ``errors``: by the same index, why a
-    sequence got no token (non-finite logits, say). ``embeddings``: by the same index, [H] float32, where
-    pooled prompts end.
+    ``logprobs`` is empty if no slot asked, else ``logprobs[i]`` is ``None`` where one did not. ``prompt_logprobs``: by
+    index into ``sequences`` for those that asked: one entry per computed position whose next token is in the prompt.
+    ``errors``: by the same index, why a sequence got no token (non-finite logits, say). ``embeddings``: by the same
+    index, [H] float32, where pooled prompts end.
     """
 
     step_id: int
-    token_ids: list[int]
-    logprobs: list[TokenLogprobs | None]
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprobs | None] = []
     prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
     errors: dict[int, StepError] = {}
     embeddings: dict[int, bytes] = {}

@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-
-import msgspec
+from itertools import islice
 
 from cupy_engine.block_manager import Reservation
 from cupy_engine.plan import BlockTableWrite, ScheduledSequence, SlotSetup, StepPlan, TokenMask
 from cupy_engine.request import Sequence
 
 
-class PlannedSequence(msgspec.Struct, gc=False):
-    """Whose tokens a plan's entry computes, and who draws a token from it."""
+@dataclass(slots=True)
+class PlannedStep:
+    """A plan, and whose tokens it computes and draws."""
 
-    sequence: Sequence
-    start: int
-    drawing: list[Sequence]
+    plan: StepPlan
+    sequences: list[Sequence] = field(default_factory=list)  # who computes: in the plan's order
+    drawing: list[Sequence] = field(default_factory=list)  # who draws: none, one or several from each, in that order
 
-    @property
-    def is_wanted(self) -> bool:
-        """Whether a sequence that lives depends on it. The computing one may have ended while others draw from it."""
-        return not all(sequence.is_finished for sequence in (self.sequence, *self.drawing))
+    def entries(self) -> Iterator[tuple[Sequence, list[Sequence]]]:
+        """Each sequence that computes, and those that draw from it."""
+        drawing = iter(self.drawing)
+        for i, sequence in enumerate(self.sequences):
+            chunk = self.plan.chunks.get(i)
+            yield sequence, list(islice(drawing, 1 if chunk is None else len(chunk.sample_slots)))
 
 
 @dataclass(slots=True)
 class PlanBuilder:
     """A plan in the making. ``budget`` is the number of tokens that the step may still compute."""
 
-    plan: StepPlan
+    step: PlannedStep
     budget: int = 0
     keeps_log: bool = False
-    planned: list[PlannedSequence] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
     has_preempted: bool = False
+
+    @property
+    def plan(self) -> StepPlan:
+        return self.step.plan
 
     def note(self, line: str) -> None:
         if self.keeps_log:
@@ -65,22 +71,22 @@ class PlanBuilder:
             self.plan.block_copies.extend(reservation.copies)
             self.write_table(slot, reservation.first_changed, reservation.block_ids)
 
+    def decode(self, sequence: Sequence) -> None:
+        """:meth:`add` for the usual case: the one token that its slot knows, and a draw for itself."""
+        step, plan = self.step, self.step.plan
+        plan.slots.append(sequence.slot)
+        plan.starts.append(sequence.num_computed_tokens)
+        step.sequences.append(sequence)
+        step.drawing.append(sequence)
+        self.budget -= 1
+
     def add(self, sequence: Sequence, start: int, end: int, drawing: list[Sequence]) -> None:
         """Compute positions ``[start, end)``; the sequences in ``drawing`` draw a token from the last one."""
-        request = sequence.request
-        is_known_to_slot = sequence.last_token_in_slot and end - start == 1
-        scheduled = ScheduledSequence(
-            sequence.slot,
-            start,
-            end - start,
-            [] if is_known_to_slot else sequence.token_ids[start:end],
-            [other.slot for other in drawing],
-            request.params.prompt_logprobs if request.wants_prompt_logprobs else None,
-        )
-        self.plan.sequences.append(scheduled)
+        self.plan.add(_entry(sequence, start, end, drawing))
+        self.step.sequences.append(sequence)
+        self.step.drawing += drawing
         if sequence.guide is not None:
             self._mask(drawing)
-        self.planned.append(PlannedSequence(sequence, start, drawing))
         self.budget -= end - start
         if end - start > 1:
             self.note(f"compute {name_of(sequence)}[{start}:{end}] of {sequence.num_tokens}")
@@ -94,13 +100,23 @@ class PlanBuilder:
 
     def describe(self, num_free_blocks: int, num_blocks: int, num_waiting: int) -> str:
         """One line for people: what the step does and why."""
-        num_decodes = sum(s.num_tokens == 1 for s in self.plan.sequences)
+        sequences = self.plan.sequences
+        num_decodes = sum(s.num_tokens == 1 for s in sequences)
         head = (
             f"step {self.plan.step_id}: {self.plan.num_tokens} tokens, {num_decodes} decodes, "
-            f"{len(self.plan.sequences) - num_decodes} chunks, {num_waiting} waiting, "
+            f"{len(sequences) - num_decodes} chunks, {num_waiting} waiting, "
             f"{num_free_blocks}/{num_blocks} blocks free"
         )
         return "; ".join([head, *self.log])
+
+
+def _entry(sequence: Sequence, start: int, end: int, drawing: list[Sequence]) -> ScheduledSequence:
+    request, slots = sequence.request, [other.slot for other in drawing]
+    if sequence.last_token_in_slot and end - start == 1:
+        return ScheduledSequence(sequence.slot, start, 1, [], slots)
+    num_prompt_logprobs = request.params.prompt_logprobs if request.wants_prompt_logprobs else None
+    token_ids = sequence.token_ids[start:end]
+    return ScheduledSequence(sequence.slot, start, end - start, token_ids, slots, num_prompt_logprobs)
 
 
 def name_of(sequence: Sequence) -> str:

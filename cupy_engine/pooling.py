@@ -37,7 +37,7 @@ class Pooler:
 
     def is_wanted(self, plan: StepPlan) -> bool:
         """Whether any of the step's sequences is pooled."""
-        return bool(self._pools) and any(sequence.slot in self._pools for sequence in plan.sequences)
+        return bool(self._pools) and any(chunk.slot in self._pools for chunk in plan.chunks.values())
 
     def of_step(self, plan: StepPlan, hidden: Array) -> dict[int, Array]:
         """Vectors [H] float32 by plan index, of the prompts that end in this step; hidden [T, H] are its states."""

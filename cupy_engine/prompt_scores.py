@@ -37,7 +37,7 @@ class PromptScores:
 
     def are_wanted(self, plan: StepPlan) -> bool:
         """Whether any of the step's sequences asks for scores."""
-        return any(sequence.num_prompt_logprobs is not None for sequence in plan.sequences)
+        return any(chunk.num_prompt_logprobs is not None for chunk in plan.chunks.values())
 
     def of_step(self, plan: StepPlan, hidden: Array) -> dict[int, list[TokenLogprobs]]:
         """Scores by plan index, from the step's hidden states [T, hidden]."""

@@ -32,6 +32,7 @@ class Sequence:
     token_ids          [ prompt …………… | output … ]
     in flight                                     [ ? ? ]     drawn by steps whose results are not back
     num_computed_tokens  ───────────────────────────▶         KV is or will be there once the steps in flight ran
+    steady_until         ───────────────────────────────▶     nothing but counting to do for positions before this one
     """
 
     sequence_id: int
@@ -43,6 +44,7 @@ class Sequence:
     status: SequenceStatus = SequenceStatus.WAITING
     slot: int = -1
     num_computed_tokens: int = 0
+    steady_until: int = 0
     num_in_flight: int = 0
     num_preemptions: int = 0
     last_token_in_slot: bool = False
@@ -72,7 +74,7 @@ class Sequence:
     def num_uncomputed_tokens(self) -> int:
         """Tokens a step could compute now: none if the tokens in flight will end the sequence anyway."""
         num_tokens = len(self.token_ids) + self.num_in_flight
-        if num_tokens - self.num_prompt_tokens >= self.request.max_output_tokens:
+        if num_tokens >= self.request.max_num_tokens:
             return 0
         num_uncomputed = num_tokens - self.num_computed_tokens
         if self.guide is None or (self.guide.mask is not None and not self.num_in_flight):
@@ -95,8 +97,14 @@ class Sequence:
 
     def append(self, token_id: int) -> int | None:
         """Take a drawn token. Sets ``finish_reason`` if it ends the sequence; returns the stop token id if one did."""
+        token_ids, request = self.token_ids, self.request
+        token_ids.append(token_id)
+        if token_id in request.ending_token_ids or len(token_ids) >= request.max_num_tokens:
+            return self._end(token_id)
+        return None
+
+    def _end(self, token_id: int) -> int | None:
         request = self.request
-        self.token_ids.append(token_id)
         num_output = len(self.token_ids) - self.num_prompt_tokens
         may_stop = num_output > request.params.min_tokens
         if may_stop and token_id in request.eos_token_ids:
@@ -125,8 +133,10 @@ class Request:
         self.num_prompt_tokens = len(message.prompt_token_ids)
         self.eos_token_ids = () if params.ignore_eos else eos_token_ids
         self.stop_token_ids = frozenset(params.stop_token_ids or ())
+        self.ending_token_ids = self.stop_token_ids.union(self.eos_token_ids)
         room = max_model_len - self.num_prompt_tokens
         self.max_output_tokens = room if params.max_tokens is None else min(room, params.max_tokens)
+        self.max_num_tokens = self.num_prompt_tokens + self.max_output_tokens
         self.sequences: list[Sequence] = []
         self.wants_prompt_logprobs = params.prompt_logprobs is not None
         self.prompt_logprobs: list[TokenLogprobs | None] = [None] * (

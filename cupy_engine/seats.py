@@ -30,6 +30,7 @@ class Seats:
         assert sequence.slot < 0, f"sequence {sequence.sequence_id} sits in slot {sequence.slot} already"
         sequence.slot = self._free.pop()
         sequence.last_token_in_slot = False
+        sequence.steady_until = 0
 
     def leave(self, sequence: Sequence) -> None:
         """Nothing to do for a sequence without a seat."""

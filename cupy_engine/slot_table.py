@@ -1,6 +1,6 @@
 """The worker's block tables by slot, and the packing of a plan into the arrays of a step.
 
-Packing is vectorised over sequences and tokens: the only Python loops run over what a plan lists.
+Packing is vectorised over sequences and tokens: the only Python loops run over what does more or less than decode.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cupy_engine.plan import ScheduledSequence, StepPlan
+from cupy_engine.plan import StepPlan
 
 
 @dataclass(slots=True)
@@ -61,16 +61,16 @@ class SlotTable:
         for write in plan.block_table_writes:
             self._block_tables[write.slot, write.first : write.first + len(write.block_ids)] = write.block_ids
 
-    def pack(self, sequences: list[ScheduledSequence]) -> PackedStep:
+    def pack(self, plan: StepPlan) -> PackedStep:
         """The arrays of a plan's sequences, in order; logits rows are the last row of each that draws."""
-        slots = np.array([s.slot for s in sequences], np.int32)
-        starts = np.array([s.start for s in sequences], np.int32)
-        query_lens = np.array([s.num_tokens for s in sequences], np.int32)
-        num_draws = np.array([len(s.sample_slots) for s in sequences], np.int32)
-        query_start = np.zeros(len(sequences) + 1, np.int32)
+        slots, starts = np.array(plan.slots, np.int32), np.array(plan.starts, np.int32)
+        query_lens, num_draws = np.ones_like(slots), np.ones_like(slots)
+        for i, chunk in plan.chunks.items():
+            query_lens[i], num_draws[i] = chunk.num_tokens, len(chunk.sample_slots)
+        query_start = np.zeros(len(slots) + 1, np.int32)
         np.cumsum(query_lens, out=query_start[1:])
 
-        owners = np.repeat(np.arange(len(sequences), dtype=np.int32), query_lens)  # [T] sequence of each token
+        owners = np.repeat(np.arange(len(slots), dtype=np.int32), query_lens)  # [T] sequence of each token
         positions = np.arange(len(owners), dtype=np.int32) + (starts - query_start[:-1])[owners]
         context_lens = starts + query_lens
         block_tables = self._block_tables[slots, : -(-int(context_lens.max()) // self._block_size)]
@@ -78,7 +78,7 @@ class SlotTable:
         drawing = np.flatnonzero(num_draws).astype(np.int32)
         draw_sequences = np.repeat(drawing, num_draws[drawing])
         return PackedStep(
-            token_ids=_token_ids(sequences, slots, query_start),
+            token_ids=_token_ids(plan, slots, query_start),
             positions=positions,
             slot_mapping=block_tables[owners, blocks] * np.int32(self._block_size) + offsets,
             query_start=query_start,
@@ -87,16 +87,23 @@ class SlotTable:
             block_tables=block_tables,
             logits_rows=query_start[drawing + 1] - 1,
             draw_rows=np.repeat(np.arange(len(drawing), dtype=np.int32), num_draws[drawing]),
-            draw_slots=np.array([slot for s in sequences for slot in s.sample_slots], np.int32),
+            draw_slots=_draw_slots(plan, slots, num_draws),
             draw_positions=context_lens[draw_sequences],
             draw_sequences=draw_sequences,
         )
 
 
-def _token_ids(sequences: list[ScheduledSequence], slots: np.ndarray, query_start: np.ndarray) -> np.ndarray:
+def _token_ids(plan: StepPlan, slots: np.ndarray, query_start: np.ndarray) -> np.ndarray:
     token_ids = np.empty(query_start[-1], np.int32)
     token_ids[query_start[:-1]] = -1 - slots
-    for i, s in enumerate(sequences):
-        if s.token_ids:
-            token_ids[query_start[i] : query_start[i + 1]] = s.token_ids
+    for i, chunk in plan.chunks.items():
+        if chunk.token_ids:
+            token_ids[query_start[i] : query_start[i + 1]] = chunk.token_ids
     return token_ids
+
+
+def _draw_slots(plan: StepPlan, slots: np.ndarray, num_draws: np.ndarray) -> np.ndarray:
+    draw_slots, ends = np.repeat(slots, num_draws), np.cumsum(num_draws)
+    for i, chunk in plan.chunks.items():
+        draw_slots[ends[i] - num_draws[i] : ends[i]] = chunk.sample_slots
+    return draw_slots

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from cupy_engine.messages import TokenLogprobs
 from cupy_engine.plan import ScheduledSequence, StepPlan, StepResult
 
 logger = logging.getLogger("cupy_engine")
@@ -29,10 +30,11 @@ def compute_in_parts(plan: StepPlan, compute: Callable[[StepPlan], StepResult]) 
         if plan.num_tokens <= 1:
             raise
         logger.warning("step %d: no memory for %d tokens at once (%s)", plan.step_id, plan.num_tokens, str(error))
-    first, second = _halves(plan.sequences)
+    sequences = plan.sequences
+    first, second = _halves(sequences)
     # A sequence that was cut is the last of the one half and the first of the other.
-    offset = len(plan.sequences) - len(second)
-    before, after = (compute_in_parts(StepPlan(plan.step_id, sequences=half), compute) for half in (first, second))
+    offset = len(sequences) - len(second)
+    before, after = (compute_in_parts(StepPlan.of(plan.step_id, half), compute) for half in (first, second))
     return _joined(before, after, offset)
 
 
@@ -72,8 +74,12 @@ def _joined(first: StepResult, second: StepResult, offset: int) -> StepResult:
     return StepResult(
         first.step_id,
         first.token_ids + second.token_ids,
-        first.logprobs + second.logprobs,
+        _logprobs(first) + _logprobs(second) if first.logprobs or second.logprobs else [],
         prompt_logprobs,
         first.errors | {index + offset: error for index, error in second.errors.items()},
         first.embeddings | {index + offset: vector for index, vector in second.embeddings.items()},
     )
+
+
+def _logprobs(result: StepResult) -> list[TokenLogprobs | None]:
+    return result.logprobs or [None] * len(result.token_ids)

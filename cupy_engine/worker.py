@@ -37,9 +37,9 @@ class Worker:
 
     def _compute(self, plan: StepPlan) -> StepResult:
         """What may run out of memory comes before the draws, which a second try would repeat."""
-        if not plan.sequences:
-            return StepResult(plan.step_id, [], [])
-        step = self._slots.pack(plan.sequences)
+        if not plan.slots:
+            return StepResult(plan.step_id)
+        step = self._slots.pack(plan)
         batch = self._batch(step)
         hidden = self._model.forward(batch, self._kv_cache)
         prompt_logprobs = self._prompt_scores.of_step(plan, hidden)
@@ -72,7 +72,7 @@ class Worker:
 
     def _draw(self, plan: StepPlan, step: PackedStep, hidden: Array) -> StepResult:
         if not len(step.draw_slots):
-            return StepResult(plan.step_id, [], [])
+            return StepResult(plan.step_id)
         logits = self._model.compute_logits(hidden)
         drawn = self._sampler.sample(logits, step.draw_rows, step.draw_slots, step.draw_positions)
         self._last_tokens[step.draw_slots] = drawn.token_ids

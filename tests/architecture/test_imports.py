@@ -43,7 +43,10 @@ def test_import_directions(path: Path) -> None:
     assert not {m.split(".")[0] for m in modules} & (UNSAFE | FOREIGN)
 
 
-@pytest.mark.parametrize("name", ["scheduler", "block_manager", "block_pool", "request", "request_queue", "seats"])
+@pytest.mark.parametrize(
+    "name",
+    ["scheduler", "step_planner", "plan_builder", "block_manager", "block_pool", "request", "request_queue", "seats"],
+)
 def test_scheduling_knows_no_arrays(name: str) -> None:
     modules = imported_modules(ROOT / "cupy_engine" / f"{name}.py")
     assert not {m.split(".")[0] for m in modules} & {"numpy", "cupy"}

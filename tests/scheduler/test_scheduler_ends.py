@@ -1,5 +1,7 @@
 """Ends of all kinds, at every moment: stops noticed late, aborts, deadlines, broken draws, broken steps."""
 
+import itertools
+
 import pytest
 from fake_worker import EOS
 from scheduler_harness import Harness, endless, ref_counts, seed_for, spans
@@ -54,6 +56,16 @@ def test_a_known_end_is_not_computed_past():
     harness = Harness(steps_in_flight=2)
     harness.add("a", [1, 2, 3], **endless(2))
     assert [plan and spans(plan) for plan in (harness.schedule() for _ in range(3))] == [[(0, 0, 3)], [(0, 3, 4)], None]
+
+
+@pytest.mark.parametrize("steps_in_flight", [1, 2, 3])
+@pytest.mark.parametrize("enable_prefix_caching", [False, True])
+def test_the_last_token_is_drawn_and_not_computed_wherever_in_a_block_it_stands(steps_in_flight, enable_prefix_caching):
+    for num_prompt, max_tokens in itertools.product(range(1, 6), range(1, 10)):
+        harness = Harness(steps_in_flight=steps_in_flight, enable_prefix_caching=enable_prefix_caching)
+        harness.add("a", [1] * num_prompt, **endless(max_tokens))
+        assert sum(plan.num_tokens for plan in harness.run()) == num_prompt + max_tokens - 1
+        harness.check_outputs()
 
 
 # Aborts

@@ -13,7 +13,7 @@ POLICIES = st.sampled_from([FcfsPolicy(), PriorityPolicy(ageing_s=3.0), Priority
 
 @st.composite
 def harnesses(draw):
-    block_size = draw(st.sampled_from([1, 2, 4]))
+    block_size = draw(st.sampled_from([1, 2, 4, 16]))
     num_blocks = draw(st.integers(3, 14))
     max_num_seqs = draw(st.integers(1, 6))
     return Harness(

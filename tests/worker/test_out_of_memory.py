@@ -108,7 +108,7 @@ def test_results_of_parts_are_joined_by_sequence() -> None:
     def compute(plan: StepPlan) -> StepResult:
         if plan.num_tokens > 3:
             raise MemoryError
-        result = StepResult(0, [], [])
+        result = StepResult(0)
         for i, sequence in enumerate(plan.sequences):
             positions = range(sequence.start, sequence.start + sequence.num_tokens)
             assert sequence.token_ids == [100 * sequence.slot + p for p in positions]
@@ -123,7 +123,7 @@ def test_results_of_parts_are_joined_by_sequence() -> None:
     def sequence(slot: int, start: int, end: int, *draws: int) -> ScheduledSequence:
         return ScheduledSequence(slot, start, end - start, [100 * slot + p for p in range(start, end)], list(draws))
 
-    plan = StepPlan(0, sequences=[sequence(4, 3, 5, 4), sequence(5, 10, 15, 5, 6), sequence(7, 20, 21, 7)])
+    plan = StepPlan.of(0, [sequence(4, 3, 5, 4), sequence(5, 10, 15, 5, 6), sequence(7, 20, 21, 7)])
     result = compute_in_parts(plan, compute)
     assert result.token_ids == [4, 5, 6, 7]
     assert result.prompt_logprobs == {0: [3, 4], 1: [10, 11, 12, 13, 14], 2: [20]}

@@ -20,7 +20,7 @@ def test_mixed_step() -> None:
         ScheduledSequence(slot=2, start=9, num_tokens=1, token_ids=[], sample_slots=[2]),
         ScheduledSequence(slot=0, start=2, num_tokens=3, token_ids=[11, 12, 13], sample_slots=[]),
     ]
-    step = table().pack(sequences)
+    step = table().pack(StepPlan.of(2, sequences))
     assert step.token_ids.tolist() == [-3, 11, 12, 13]
     assert step.positions.tolist() == [9, 2, 3, 4]
     assert step.slot_mapping.tolist() == [5 * 4 + 1, 7 * 4 + 2, 7 * 4 + 3, 8 * 4 + 0]
@@ -37,7 +37,7 @@ def test_forked_prompt_draws_for_every_child() -> None:
         ScheduledSequence(slot=0, start=0, num_tokens=2, token_ids=[5, 6], sample_slots=[0, 1, 3]),
         ScheduledSequence(slot=2, start=0, num_tokens=1, token_ids=[4], sample_slots=[2]),
     ]
-    step = table().pack(sequences)
+    step = table().pack(StepPlan.of(2, sequences))
     assert step.logits_rows.tolist() == [1, 2]
     assert step.draw_rows.tolist() == [0, 0, 0, 1]
     assert step.draw_slots.tolist() == [0, 1, 3, 2]
@@ -47,7 +47,7 @@ def test_forked_prompt_draws_for_every_child() -> None:
 
 def test_steady_decode() -> None:
     sequences = [ScheduledSequence(s, 3, 1, [], [s]) for s in (0, 2)]
-    step = table().pack(sequences)
+    step = table().pack(StepPlan.of(2, sequences))
     assert step.is_decode
     assert step.token_ids.tolist() == [-1, -3]
     assert step.logits_rows.tolist() == [0, 1]

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import numpy as np
 
 from cupy_engine.cuda_graph import batch_buckets, token_buckets
-from cupy_engine.plan import BlockTableWrite, ScheduledSequence, StepPlan
+from cupy_engine.plan import BlockTableWrite, StepPlan
 from cupy_engine.slot_table import PackedStep, SlotTable
 from cupy_engine.step_buffers import StepArrays, StepShape, num_ints
 
@@ -15,7 +15,7 @@ from cupy_engine.step_buffers import StepArrays, StepShape, num_ints
 def two_decodes() -> PackedStep:
     slots = SlotTable(num_slots=4, max_blocks_per_sequence=3, block_size=4)
     slots.write(StepPlan(0, block_table_writes=[BlockTableWrite(0, 0, [7, 8]), BlockTableWrite(2, 0, [3])]))
-    return slots.pack([ScheduledSequence(0, 5, 1, [], [0]), ScheduledSequence(2, 3, 1, [], [2])])
+    return slots.pack(StepPlan(2, slots=[0, 2], starts=[5, 3]))
 
 
 def test_exact_layout_gives_the_step_back() -> None:
