@@ -132,7 +132,7 @@ class Scheduler:
 
     def abort_all(self, reason: str) -> list[SequenceOutput]:
         """End every request with an error, when the engine closes."""
-        return [self._fail(request, reason, "internal") for request in self._requests]
+        return [self._fail(request, reason, "dead") for request in self._requests]
 
     # Schedule
 

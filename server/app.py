@@ -13,6 +13,7 @@ from werkzeug.exceptions import HTTPException
 from . import pages
 from .admin_api import ADMIN, admin_blueprint
 from .api_errors import ApiError, ClientGoneError, to_api_error
+from .draining import EXTENSION
 from .model_directory import ModelDirectory
 from .openai_api import openai_blueprint
 from .openapi import openapi_blueprint
@@ -31,6 +32,7 @@ CLIENT_CLOSED_REQUEST = 499
 def create_app(models: ModelDirectory) -> Flask:
     """The WSGI application of one worker."""
     app = Flask("cupy_engine", static_folder=None)
+    app.extensions[EXTENSION] = models
     Reporter(models.config).install(app)
     app.before_request(lambda: _check_key(models.config))
     app.after_request(_name_request)

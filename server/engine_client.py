@@ -251,14 +251,20 @@ class EngineClient:
     def on_replies(self, replies: list[Reply]) -> None:
         """Sort replies into mailboxes: one piece of mail per mailbox."""
         mail: dict[int, tuple[Mailbox, list[SequenceOutput]]] = {}
+        lost: list[str] = []
         for reply in replies:
             if isinstance(reply, StatsReply):
                 if box := self._stats_boxes.get(reply.token):
                     box.put(reply)
+            elif reply.error_kind == "dead":  # the engine ends, and says so; one that is killed does not
+                lost.append(reply.request_id)
             elif mailbox := self._mailboxes.get(reply.request_id):
                 mail.setdefault(id(mailbox), (mailbox, []))[1].append(reply)
         for mailbox, outputs in mail.values():
             mailbox.put(outputs)
+        if lost:
+            self._connection.note_end()
+            self._report_lost(lost)
 
     def on_status(self, status: EngineStatus) -> None:
         self._num_new = 0

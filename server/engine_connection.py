@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
@@ -77,6 +78,11 @@ class EngineConnection(threading.Thread):
         """Queue commands for the engine if this is its ``life`` still; any thread may call this."""
         self._outbox.extend((life, wire.encode(command)) for command in commands)
         os.eventfd_write(self._wake, 1)
+
+    def note_end(self) -> None:
+        """The engine has said that it ends: send it nothing more."""
+        if self.status is not None:
+            self.status = msgspec.structs.replace(self.status, state="stopping")
 
     def retire(self) -> None:
         """End when the engine does."""

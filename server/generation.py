@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cupy_engine.collector import RequestCollector
 from cupy_engine.config import EngineConfig
@@ -18,6 +18,7 @@ from cupy_engine.outputs import CompletionDelta, RequestOutput
 
 from .api_errors import ApiError, ClientGoneError
 from .client_watcher import ClientWatcher
+from .draining import Drain
 from .engine_client import EngineLostError
 from .key_limits import KeyLimits, Lease
 from .mailbox import Mail
@@ -39,6 +40,7 @@ class Service:
     engine_config: EngineConfig
     config: ServerConfig
     key_limits: KeyLimits | None = None
+    drain: Drain = field(default_factory=Drain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,7 @@ class Generation:
         except Exception:
             self._leave()
             raise
+        service.drain.enter(self._mailbox)
         if connection is not None:
             service.watcher.watch(connection, lambda: self._mailbox.put(ClientGoneError()))
 
@@ -174,6 +177,7 @@ class Generation:
             return
         self._is_open = False
         self._mailbox.close()
+        self._service.drain.leave(self._mailbox)
         if self.connection is not None:
             self._service.watcher.forget(self.connection)
         live: list[str] = []

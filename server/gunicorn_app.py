@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
 import sys
-import threading
 import time
 from types import FrameType
 from typing import Any
@@ -20,6 +20,7 @@ from gunicorn.config import KNOWN_SETTINGS as SETTINGS
 from . import gunicorn_conf
 from .app import create_app
 from .deployment import Roster, SupervisorPlan
+from .draining import EXIT_MARGIN_S
 from .factory import follow_supervisor
 from .listen_config import ListenConfig
 from .model_directory import ModelDirectory, ServedModel
@@ -30,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 KNOWN_SETTINGS = {setting.name for setting in SETTINGS}
 SPARE_CONNECTIONS = 1000  # kept alive, or waiting for a thread
-EXIT_MARGIN_S = 3.0  # for workers to send what the engine failed at the drain limit
 
 
 def run_gunicorn(
@@ -56,14 +56,15 @@ def run_gunicorn(
         if worker.age == 1:
             roster.on_change.append(Announcement(models, url, start_s))
         models.connect()
+        gunicorn_conf.post_worker_init(worker)
 
     settings = {
         **gunicorn_settings(listen, listen.num_threads(each.engine_config() for each in plan.deployments)),
         "bind": [f"fd://{listener.detach()}"],  # gunicorn closes it when it stops accepting
-        "graceful_timeout": int(config.drain_timeout_s + EXIT_MARGIN_S),
+        "graceful_timeout": math.ceil(config.drain_timeout_s + EXIT_MARGIN_S),
         "post_worker_init": on_worker_start,
     }
-    ServerApplication(create_app(models), settings, supervisor, config.drain_timeout_s).run()
+    ServerApplication(create_app(models), settings, config.drain_timeout_s).run()
 
 
 def gunicorn_settings(listen: ListenConfig, num_threads: int) -> dict[str, Any]:
@@ -114,12 +115,9 @@ class Announcement:
 class ServerApplication(BaseApplication):  # type: ignore[misc]
     """gunicorn with settings from this program alone: no configuration file, no command line of its own."""
 
-    def __init__(
-        self, app: Flask, settings: dict[str, Any], supervisor: SupervisorProcess, drain_timeout_s: float
-    ) -> None:
+    def __init__(self, app: Flask, settings: dict[str, Any], drain_timeout_s: float) -> None:
         self._app = app
         self._settings = settings
-        self._supervisor = supervisor
         self._drain_timeout_s = drain_timeout_s
         super().__init__()
 
@@ -131,17 +129,16 @@ class ServerApplication(BaseApplication):  # type: ignore[misc]
         return self._app
 
     def run(self) -> None:
-        DrainingArbiter(self, self._supervisor, self._drain_timeout_s).run()
+        DrainingArbiter(self, self._drain_timeout_s).run()
 
 
 class DrainingArbiter(Arbiter):  # type: ignore[misc]
-    """Ends on SIGTERM or Ctrl-C: no new connections, running requests finish within a limit, the rest get an error.
+    """Ends on SIGTERM or Ctrl-C: no new connections, and workers end when their requests have.
 
     A second Ctrl-C ends everything at once.
     """
 
-    def __init__(self, application: ServerApplication, supervisor: SupervisorProcess, drain_timeout_s: float) -> None:
-        self._supervisor = supervisor
+    def __init__(self, application: ServerApplication, drain_timeout_s: float) -> None:
         self._drain_timeout_s = drain_timeout_s
         self._is_stopping = False
         super().__init__(application)
@@ -153,11 +150,7 @@ class DrainingArbiter(Arbiter):  # type: ignore[misc]
         self._is_stopping = True
         if graceful:
             logger.info("stopping: running requests may take %g s; Ctrl-C again ends them now", self._drain_timeout_s)
-        limit = threading.Timer(self._drain_timeout_s, self._supervisor.stop_now)
-        limit.daemon = True
-        limit.start()
         super().stop(graceful)
-        limit.cancel()
 
     def signal(self, sig: int, frame: FrameType | None) -> None:
         if self._is_stopping and sig in (signal.SIGINT, signal.SIGQUIT):

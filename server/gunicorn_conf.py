@@ -5,6 +5,8 @@ gunicorn -c python:cupy_engine.server.gunicorn_conf -w 2 "cupy_engine.server:cre
 
 from __future__ import annotations
 
+from typing import Any
+
 worker_class = "cupy_engine.server.stream_worker.StreamWorker"  # gthread, with all streams on one thread
 threads = 256  # per worker: one per request that waits for its first token or its whole answer
 worker_connections = 1256  # threads and kept-alive connections
@@ -12,3 +14,10 @@ keepalive = 75  # longer than the minute for which proxies keep idle connections
 timeout = 120  # seconds in which a worker must boot: the first start may fetch the model
 graceful_timeout = 33
 control_socket_disable = True  # no second socket beside HTTP
+
+
+def post_worker_init(worker: Any) -> None:
+    """Let each worker see to it that its requests end in time."""
+    from .draining import drain_on_sigterm
+
+    drain_on_sigterm(worker)

@@ -15,6 +15,7 @@ from cupy_engine.overload import AdmissionRule
 from .api_errors import ApiError
 from .client_watcher import ClientWatcher
 from .deployment import Deployment, Roster
+from .draining import Drain
 from .engine_client import EngineClient
 from .generation import Service
 from .key_limits import KeyLimits
@@ -63,6 +64,7 @@ class ModelDirectory:
         self.config = config
         self.roster: RosterClient | None = None
         self.key_limits: KeyLimits | None = None
+        self.drain = Drain()
         self._ids = RequestIds()
         self._watcher = ClientWatcher()
         self._served = {each.id: self._serve(each) for each in deployments}
@@ -102,7 +104,15 @@ class ModelDirectory:
             found = self._choose(name, user)
         if found is None:
             raise _not_found(name, self.names())
-        return Service(found.front_end, found.pool, self._watcher, found.engine_config, self.config, self.key_limits)
+        return Service(
+            found.front_end,
+            found.pool,
+            self._watcher,
+            found.engine_config,
+            self.config,
+            self.key_limits,
+            self.drain,
+        )
 
     def names(self) -> list[str]:
         """What a request may ask for: models, and their versions where they have any."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -20,6 +21,8 @@ from .fleet import PLAN_FILE
 from .runtime_folder import exclusive, make_runtime_folder, try_lock
 from .wire import ERROR_FILE
 
+LOCK = "supervisor.lock"  # held by the supervisor, as long as it lives
+START_LOCK = "start.lock"
 STOP_MARGIN_S = 8.0
 
 
@@ -41,24 +44,22 @@ class SupervisorProcess:
         except FileNotFoundError:
             return None
 
-    def stop_now(self) -> None:
-        """Make the engines fail what runs, and end."""
-        self._signal(signal.SIGQUIT)
-
     def close(self, timeout_s: float = STOP_MARGIN_S) -> None:
-        """End it, by force after ``timeout_s``, and remove its folder."""
+        """End it, by force after ``timeout_s``; the folder goes with it.
+
+        A successor that another process has started ends when the server's main process does.
+        """
         if self.process is not None:
-            self.stop_now()
+            self.process.send_signal(signal.SIGQUIT)
             try:
                 self.process.wait(timeout_s)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(number)
+        with contextlib.suppress(FileNotFoundError), exclusive(self.folder / START_LOCK):
+            if (lock := try_lock(self.folder / LOCK)) is not None:  # else a successor has the folder still
+                shutil.rmtree(self.folder, ignore_errors=True)
+                os.close(lock)
 
 
 def ensure_supervisor(plan: SupervisorPlan, owner_pid: int, *, is_quiet: bool = False) -> SupervisorProcess:
@@ -87,8 +88,8 @@ def ensure_supervisor(plan: SupervisorPlan, owner_pid: int, *, is_quiet: bool = 
 
 
 def _start_once(folder: Path, settings: bytes, owner: int, is_quiet: bool) -> SupervisorProcess:
-    with exclusive(folder / "start.lock"):
-        lock = try_lock(folder / "supervisor.lock")
+    with exclusive(folder / START_LOCK):
+        lock = try_lock(folder / LOCK)
         if lock is None:
             return SupervisorProcess(folder)
         try:

@@ -180,6 +180,20 @@ def test_a_dead_engine_is_told_to_all_who_wait(client: EngineClient, engine: Scr
         client.stats()
 
 
+def test_an_engine_that_says_it_ends_is_lost_to_those_who_wait(client: EngineClient, engine: ScriptedEngine) -> None:
+    waiting, other = request(client, ()), request(client, ())
+    mailbox = client.submit([waiting, other])
+    last_words = [
+        SequenceOutput(request_id=waiting.request_id, token_ids=[3]),
+        SequenceOutput(request_id=waiting.request_id, finish_reason="error", error_kind="dead", error="good-bye"),
+    ]
+    engine.socket.deliver(last_words)
+    assert mailbox.get(1) == last_words[:1]
+    lost = mailbox.get(1)
+    assert isinstance(lost, EngineLostError)
+    assert lost.request_ids == [waiting.request_id]
+
+
 def test_a_new_engine_is_found(client: EngineClient, engine: ScriptedEngine, folder: Path) -> None:
     engine.close()
     wait_until(lambda: client.state == "dead", 5, "dead")
