@@ -58,17 +58,16 @@ class CallForm(Protocol):
     def parser(self, functions: Mapping[str, Schema], max_calls: int) -> ToolParser:
         """For one answer; calls past ``max_calls`` are passed over."""
 
-    def problem(self, name: str, schema: Schema) -> str | None:
-        """Why no grammar holds calls of a function to its schema, if so."""
-
     def rules(self, wanted: WantedCalls) -> list[str]:
-        """Rules for ``calls``."""
+        """Rules for ``calls``. Raises InexpressibleError for what they cannot hold."""
 
     def text_rules(self, wanted: WantedCalls) -> list[str]:
         """Rules for ``text`` without calls and for ``text_calls``, next to :meth:`rules`."""
 
 
-def call_grammar(form: CallForm, wanted: WantedCalls, answer: Schema | None, *, allows_text: bool) -> str:
+def call_grammar(
+    form: CallForm, wanted: WantedCalls, answer: Schema | None = None, *, allows_text: bool = False
+) -> str:
     """The grammar of calls, or of ``answer`` if given, or of text if allowed."""
     rules = ["%llguidance {}", *form.rules(wanted)]
     if answer is not None:

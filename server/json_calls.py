@@ -42,9 +42,6 @@ class JsonForm:
     def parser(self, functions: Mapping[str, Schema], max_calls: int) -> JsonCallParser:
         return JsonCallParser(self, functions, max_calls)
 
-    def problem(self, name: str, schema: Schema) -> str | None:
-        return None
-
     def rules(self, wanted: WantedCalls) -> list[str]:
         mark = wanted.mark(self.begin) if self.begin else ""
         optional = "?" if mark and self.is_bare else ""

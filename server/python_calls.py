@@ -1,38 +1,81 @@
-"""Calls written as Python: ``[f(x=1), g()]``. The text is parsed, never run."""
+"""Calls written as Python: ``[f(x=1), g()]``, alone in their answer. The text is parsed, never run."""
 
 from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Collection, Mapping
+import keyword
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from .call_form import Schema, WantedCalls
+from .arguments import Argument, InexpressibleError, arguments_of, demands, takes_any
+from .call_form import SPACE_RULES, Schema, WantedCalls, json_rule, text_rules
 from .tool_pieces import MAX_HELD_SPACES, CallArguments, CallStart, Piece, Text
 
 _MAX_CHARS = 64 << 10
+_JSON_NAMES = {"true": True, "false": False, "null": None}
 
 
 class PythonForm:
-    """The form ``[f(x=1), g()]``, alone in its answer."""
+    """The form above, with JSON for values: as literals they are the same but for true, false and null."""
 
-    marks = ()
+    @property
+    def marks(self) -> Sequence[str]:
+        return ()
 
     def parser(self, functions: Mapping[str, Schema], max_calls: int) -> PythonCallParser:
         return PythonCallParser(functions, max_calls)
 
-    def problem(self, name: str, schema: Schema) -> str | None:
-        return "this model writes calls as Python"
-
     def rules(self, wanted: WantedCalls) -> list[str]:
-        raise AssertionError
+        more = wanted.further('"," ws call')
+        rules = [f'calls: "[" call {more} "]"', *SPACE_RULES]
+        rules.append("call: " + " | ".join(f"call_{i}" for i in range(len(wanted.functions))))
+        for i, (name, schema) in enumerate(wanted.functions.items()):
+            rules += _call_rules(i, name, schema)
+        return rules
 
     def text_rules(self, wanted: WantedCalls) -> list[str]:
-        raise AssertionError
+        return [*text_rules(r"\s*([^\s\[](?s:.*))?"), "text_calls: calls"]
+
+
+def _call_rules(i: int, name: str, schema: Schema) -> list[str]:
+    _check_name(*name.split("."))
+    arguments = arguments_of(schema)
+    if not arguments and takes_any(schema):
+        return [
+            f'call_{i}: "{name}(" (any_{i} ("," ws any_{i})*)? ")"',
+            f'any_{i}: NAME_{i} "=" value_{i}',
+            f"NAME_{i}: /[a-zA-Z_][a-zA-Z0-9_]*/ & ~/{'|'.join(keyword.kwlist)}/",
+            json_rule(f"value_{i}", {}),
+        ]
+    _check_name(*(argument.name for argument in arguments))
+    rules = [f'call_{i}: "{name}(" first_{i}_0 ")"']
+    for k, argument in enumerate(arguments):
+        rules += _argument_rules(f"{i}_{k}", f"{i}_{k + 1}", argument)
+    return [*rules, f'first_{i}_{len(arguments)}: ""', f'more_{i}_{len(arguments)}: ""']
+
+
+def _argument_rules(here: str, after: str, argument: Argument) -> list[str]:
+    """An argument and those after it: with commas between them, whichever are left out."""
+    left_out = ("", "") if argument.is_required else (f" | first_{after}", f" | more_{after}")
+    is_boolean = argument.schema.get("type") == "boolean" and demands(argument.schema) == {"type"}
+    value = f'value_{here}: "True" | "False"' if is_boolean else json_rule(f"value_{here}", argument.schema)
+    return [
+        f"first_{here}: argument_{here} more_{after}{left_out[0]}",
+        f'more_{here}: "," ws argument_{here} more_{after}{left_out[1]}',
+        f'argument_{here}: "{argument.name}=" value_{here}',
+        value,
+    ]
+
+
+def _check_name(*names: str) -> None:
+    for name in names:
+        if not (name.isascii() and name.isidentifier()) or keyword.iskeyword(name):
+            raise InexpressibleError("a name that is none in Python", name)
 
 
 class PythonCallParser:
-    """Reads ``[f(x=1), g()]``, once it is all there: only literal arguments make a call."""
+    """Reads such calls once they are all there: only literal arguments make a call."""
 
     def __init__(self, names: Collection[str], max_calls: int) -> None:
         self._names = names
@@ -79,8 +122,15 @@ def _read_call(node: ast.expr) -> tuple[str, dict[str, Any]]:
     if not isinstance(node, ast.Call) or node.args:
         raise ValueError("not a call with keywords only")
     arguments = {}
-    for keyword in node.keywords:
-        if keyword.arg is None:
+    for argument in node.keywords:
+        if argument.arg is None:
             raise ValueError("** is no literal")
-        arguments[keyword.arg] = ast.literal_eval(keyword.value)
+        arguments[argument.arg] = ast.literal_eval(_JsonNames().visit(argument.value))
     return ast.unparse(node.func), arguments
+
+
+class _JsonNames(ast.NodeTransformer):
+    """Has true, false and null for literals, which they are in JSON."""
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.Constant(_JSON_NAMES[node.id]) if node.id in _JSON_NAMES else node

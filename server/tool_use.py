@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cupy_engine.structured_outputs import StructuredOutputs, check_schema_depth
 
 from .api_errors import refuse
+from .arguments import InexpressibleError
 from .call_form import CallForm, Schema, WantedCalls, call_grammar
 from .output_form import answer_schema
 from .protocol import ChatRequest, FunctionDefinition, NamedToolChoice, Tool
@@ -91,28 +92,35 @@ def tool_use(fields: ChatRequest, family: str, special_id: SpecialId) -> ToolUse
     form, grammar = FORMS[family], None
     if must_call or answer is not None or any(function.strict for function in functions):
         schemas = {each.name: _parameters(each) if must_call or each.strict else _ANY_OBJECT for each in functions}
-        allows_text = not must_call and answer is None
-        form = _form_that_holds(form, schemas, tools, allows_text=allows_text)
-        text = call_grammar(form, WantedCalls(schemas, max_calls, special_id), answer, allows_text=allows_text)
+        wanted = WantedCalls(schemas, max_calls, special_id)
+        if must_call or answer is not None:
+            form, text = _form_and_grammar(form, wanted, answer)
+        else:
+            text = _grammar_in_text(form, wanted, tools)
         param = "tools" if answer is None else "tools with response_format"
         grammar = StructuredOutputs(grammar=text, param=param)
     has_special_marks = any(special_id(mark) is not None for mark in form.marks)
     return ToolUse(tools, functions, form, max_calls, grammar, has_special_marks)
 
 
-def _form_that_holds(
-    form: CallForm, schemas: dict[str, Schema], tools: Sequence[Tool], *, allows_text: bool
-) -> CallForm:
-    """The family's form, or a list in JSON where that cannot hold calls to their schemas and calls need no sign."""
+def _form_and_grammar(form: CallForm, wanted: WantedCalls, answer: Schema | None) -> tuple[CallForm, str]:
+    """Calls in the family's form, or in a JSON list if that cannot hold them to their schemas."""
+    try:
+        return form, call_grammar(form, wanted, answer)
+    except InexpressibleError:
+        return LIST, call_grammar(LIST, wanted, answer)
+
+
+def _grammar_in_text(form: CallForm, wanted: WantedCalls, tools: Sequence[Tool]) -> str:
+    """Calls in the family's form, where the model likes. Raises ApiError for a function that cannot be strict."""
     for i, tool in enumerate(tools):
-        schema = schemas.get(tool.function.name)
-        problem = None if schema is None else form.problem(tool.function.name, schema)
-        if problem is not None and allows_text:
+        name = tool.function.name
+        try:
+            form.rules(replace(wanted, functions={name: wanted.functions[name]}))
+        except InexpressibleError as error:
             param = f"tools[{i}].function.strict"
-            refuse(param, f"{param} cannot be kept: {problem}; leave strict out, or set tool_choice to required")
-        if problem is not None:
-            return LIST
-    return form
+            refuse(param, f"{param} cannot be kept: {error}; leave it out, or set tool_choice to required")
+    return call_grammar(form, wanted, allows_text=True)
 
 
 def _check(tools: Sequence[Tool]) -> None:

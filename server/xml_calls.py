@@ -12,33 +12,72 @@ Bern
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .call_form import Schema, WantedCalls
+from .arguments import Argument, InexpressibleError, arguments_of, properties_of, takes_any
+from .call_form import ANY_TEXT, SPACE_RULES, Schema, WantedCalls, json_rule, opened_by
 from .tool_pieces import CallArguments, CallStart, Piece, Text, num_held
+from .xml_values import argument_of, ways_to_write
 
 BEGIN, END = "<tool_call>", "</tool_call>"
 
-Parameters = Mapping[str, Any]
-
 
 class XmlForm:
-    """The form above."""
+    """The form above: texts as they are, other values as JSON."""
 
-    marks = (BEGIN, END)
+    @property
+    def marks(self) -> Sequence[str]:
+        return (BEGIN, END)
 
     def parser(self, functions: Mapping[str, Schema], max_calls: int) -> XmlCallParser:
         return XmlCallParser(functions, max_calls)
 
-    def problem(self, name: str, schema: Schema) -> str | None:
-        return "this model writes calls as XML"
-
     def rules(self, wanted: WantedCalls) -> list[str]:
-        raise AssertionError
+        begin, end = wanted.mark(BEGIN), wanted.mark(END)
+        rules = [f"calls: {begin} body", f"body: call {wanted.further(f'ws {begin} call')}", *SPACE_RULES, *_TEXT_RULES]
+        functions = " | ".join(f"function_{i}" for i in range(len(wanted.functions)))
+        rules.append(f"call: ws ({functions}) ws {end}")
+        for i, (name, schema) in enumerate(wanted.functions.items()):
+            rules += _function_rules(i, name, schema)
+        return rules
 
     def text_rules(self, wanted: WantedCalls) -> list[str]:
-        raise AssertionError
+        return [*opened_by(wanted.mark(BEGIN), ANY_TEXT), "text_calls: opening body"]
+
+
+_TEXT_RULES = (
+    r'any_argument: "<parameter=" /[^<>\n]{1,64}/ ">" any_text "\n"',
+    "any_text[lazy]: ANY_TEXT",
+    r"ANY_TEXT: /\n(?s:.*)<\/parameter>/ & ~/(?s:.*)(<parameter=|<\/tool_call>)(?s:.*)/",
+)
+
+
+def _function_rules(i: int, name: str, schema: Schema) -> list[str]:
+    arguments = arguments_of(schema)
+    if not arguments and takes_any(schema):
+        return [rf'function_{i}: "<function={name}>\n" any_argument* "</function>"']
+    places = " ".join(f"argument_{i}_{k}" + "?" * (not each.is_required) for k, each in enumerate(arguments))
+    rules = [rf'function_{i}: "<function={name}>\n" {places} "</function>"']
+    for k, argument in enumerate(arguments):
+        rules += _argument_rules(f"{i}_{k}", argument)
+    return rules
+
+
+def _argument_rules(place: str, argument: Argument) -> list[str]:
+    if set("<>\n") & set(argument.name):
+        raise InexpressibleError("a name with angle brackets", argument.name)
+    opening = json.dumps(f"<parameter={argument.name}>")
+    ways = ways_to_write(argument.schema)
+    if None in ways:
+        return [rf'argument_{place}: {opening} any_text "\n"']
+    literals = [way for way in ways if isinstance(way, str)]
+    schemas = [way for way in ways if isinstance(way, Mapping)]
+    if any(mark in literal for literal in literals for mark in ("<parameter=", "</parameter>", END)):
+        raise InexpressibleError("texts that look like its marks")
+    values = [json.dumps(literal) for literal in literals] + [f"value_{place}_{j}" for j in range(len(schemas))]
+    rules = [json_rule(f"value_{place}_{j}", schema) for j, schema in enumerate(schemas)]
+    return [rf'argument_{place}: {opening} "\n" ({" | ".join(values)}) "\n</parameter>\n"', *rules]
 
 
 class XmlCallParser:
@@ -49,7 +88,7 @@ class XmlCallParser:
         max_calls: further calls are passed over.
     """
 
-    def __init__(self, tools: Mapping[str, Parameters], max_calls: int) -> None:
+    def __init__(self, tools: Mapping[str, Schema], max_calls: int) -> None:
         self._tools = tools
         self._max_calls = max_calls
         self._buffer = ""
@@ -98,28 +137,19 @@ class XmlCallParser:
             pieces += [CallStart(index, name), CallArguments(index, json.dumps(arguments, ensure_ascii=False))]
 
 
-def read_xml_call(text: str, tools: Mapping[str, Parameters]) -> tuple[str, dict[str, Any]] | None:
+def read_xml_call(text: str, tools: Mapping[str, Schema]) -> tuple[str, dict[str, Any]] | None:
     """The function's name and arguments; ``None`` if the text is no call of one of the tools."""
     name, _, body = _between(text, "<function=", "</function>").partition(">")
     if name not in tools:
         return None
+    schemas = properties_of(tools[name])
     arguments: dict[str, Any] = {}
     for member in body.split("<parameter=")[1:]:
         key, _, rest = member.partition(">")
         value = rest.partition("</parameter>")[0].removeprefix("\n").removesuffix("\n")
-        arguments[key] = _converted(value, tools[name].get("properties", {}).get(key))
+        arguments[key] = argument_of(value, schemas.get(key, {}))
     return name, arguments
 
 
 def _between(text: str, begin: str, end: str) -> str:
     return text.partition(begin)[2].rpartition(end)[0]
-
-
-def _converted(value: str, schema: Any) -> Any:
-    kind = schema.get("type") if isinstance(schema, dict) else None
-    if kind in (None, "string"):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return value
