@@ -94,7 +94,8 @@ class RequestFuzz:
         )
 
     def _tool(self, name: str) -> Body:
-        return {"type": "function", "function": {"name": name, "parameters": self._schema()}}
+        strict = self._random.choice([None, False, True])
+        return {"type": "function", "function": {"name": name, "parameters": self._schema(), "strict": strict}}
 
     def _messages(self) -> list[Body]:
         roles = ("user", "system", "assistant", "tool")
