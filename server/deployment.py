@@ -104,8 +104,9 @@ class ModelStatus(msgspec.Struct, kw_only=True):
 
 
 class Roster(msgspec.Struct, kw_only=True, tag="roster"):
-    """Everything that is served now."""
+    """Everything that is served now. ``supervisor``: the pid of who says so."""
 
+    supervisor: int = 0
     models: list[ModelStatus] = []
 
 

@@ -67,7 +67,7 @@ class Fleet:
 
     @property
     def roster(self) -> Roster:
-        return Roster(models=[group.status for group in self._served.values()])
+        return Roster(supervisor=os.getpid(), models=[group.status for group in self._served.values()])
 
     @property
     def is_steady(self) -> bool:
@@ -168,7 +168,8 @@ class Fleet:
         group, is_load = job.group, isinstance(job.command, LoadRequest)
         if not (group.is_settled or group.load_error if is_load else group.is_over):
             return False
-        self._outcomes.append((job.sender, Outcome(job.command.token, group.load_error)))
+        error = "the server is shutting down" if is_load and self.is_ending else group.load_error
+        self._outcomes.append((job.sender, Outcome(job.command.token, error)))
         if is_load and group in self._served.values():
             group.settle()
             self._write_plan()

@@ -17,17 +17,31 @@ import msgspec
 import zmq
 
 from .deployment import Deployment, ReplicaState, ReplicaStatus, SupervisorPlan
+from .engine_status import ORPHAN_GRACE_S
 from .pulse import MAX_SILENCE_S, Pulse
+from .restart_delays import RestartDelays
 from .runtime_folder import try_lock
 from .wire import CONFIG_FILE, ENGINE_SOCKET, ERROR_FILE, STATUS_SOCKET
 
 logger = logging.getLogger(__name__)
 
-FIRST_DELAY_S = 0.5
-MAX_DELAY_S = 30.0
-STEADY_S = 60.0
+ENGINE_LOCK = "engine.lock"  # held by an engine process, as long as it lives
 END_MARGIN_S = 3.0
 DUMP_TIME_S = 0.3
+
+
+def await_orphans(folder: Path) -> None:
+    """Wait until the engines of a supervisor that was killed have ended, as they do, and given back their memory.
+
+    Args:
+        folder: the supervisor's.
+    """
+    deadline_s = time.monotonic() + ORPHAN_GRACE_S + END_MARGIN_S
+    for path in folder.glob(f"*/{ENGINE_LOCK}"):
+        while (lock := try_lock(path)) is None and time.monotonic() < deadline_s:
+            time.sleep(0.02)
+        if lock is not None:
+            os.close(lock)
 
 
 @dataclass(slots=True)
@@ -48,8 +62,8 @@ class _Process:
 class Replica:
     """Keeps one engine running until it is told to stop.
 
-    A first start that fails is final: the model cannot be served. Later ones are tried again: at once, then after
-    growing delays, ``plan.max_engine_restarts`` times in a row. An engine that ran for ``STEADY_S`` starts a new row.
+    A first start that fails is final: the model cannot be served. Later ones are tried again, with RestartDelays,
+    ``plan.max_engine_restarts`` times in a row.
 
     Args:
         folder: where it and its processes meet its clients.
@@ -76,7 +90,7 @@ class Replica:
         self._clock = clock
         self._process: _Process | None = None
         self._start_at_s = clock()
-        self._num_in_a_row = 0
+        self._delays = RestartDelays(plan.max_engine_restarts)
         self._was_ready = False
         self._state: ReplicaState = "loading"
         self._num_restarts = 0
@@ -124,15 +138,19 @@ class Replica:
             process.popen.send_signal(number)
 
     def _start(self) -> None:
-        lock = try_lock(self._folder / "engine.lock")
-        if lock is None:  # the engine of a supervisor that was killed is still ending
-            return
-        for name in (ENGINE_SOCKET, STATUS_SOCKET, ERROR_FILE):
-            (self._folder / name).unlink(missing_ok=True)
         try:
-            popen = self._spawn(lock)
-        finally:
-            os.close(lock)
+            lock = try_lock(self._folder / ENGINE_LOCK)
+            if lock is None:  # the engine of a supervisor that was killed is still ending
+                return
+            try:
+                for name in (ENGINE_SOCKET, STATUS_SOCKET, ERROR_FILE):
+                    (self._folder / name).unlink(missing_ok=True)
+                popen = self._spawn(lock)
+            finally:
+                os.close(lock)
+        except OSError as error:  # no process, no memory, no descriptor is to be had: other engines go on
+            self._after_end(f"not been started ({error})", ready_s=0.0)
+            return
         self._process = _Process(popen, os.pidfd_open(popen.pid), Pulse(self._context, self._folder))
 
     def _spawn(self, lock: int) -> subprocess.Popen[bytes]:
@@ -185,28 +203,29 @@ class Replica:
         process, self._process = self._process, None
         assert process is not None
         process.close()
+        since_s = process.ready_since_s
+        self._after_end(self._reason(code), ready_s=0.0 if since_s is None else self._clock() - since_s)
+
+    def _after_end(self, reason: str, *, ready_s: float) -> None:
+        """Decide whether there will be another process. ``reason``: what the last one has done."""
         if self._state == "stopping":
             return
-        reason = self._reason(code)
         if not self._was_ready:
             self._state, self._error = "failed", reason
             return
-        if process.ready_since_s is not None and self._clock() - process.ready_since_s >= STEADY_S:
-            self._num_in_a_row = 0
-        self._num_in_a_row += 1
-        if self._num_in_a_row > self._plan.max_engine_restarts:
-            self._state, self._error = "failed", f"the engine ended {self._num_in_a_row} times in a row"
+        delay_s, delays = self._delays.next_s(ready_s), self._delays
+        if delay_s is None:
+            self._state, self._error = "failed", f"the engine ended {delays.num_in_a_row} times in a row"
             logger.critical("engine %s has %s; %s: it stays down", self._name, reason, self._error)
             return
-        delay_s = 0.0 if self._num_in_a_row == 1 else min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** (self._num_in_a_row - 2))
         self._state, self._start_at_s = "restarting", self._clock() + delay_s
         self._num_restarts += 1
         logger.error(
             "engine %s has %s: restart %d of at most %d in a row, %s",
             self._name,
             reason,
-            self._num_in_a_row,
-            self._plan.max_engine_restarts,
+            delays.num_in_a_row,
+            delays.max_in_a_row,
             f"in {delay_s:g} s" if delay_s else "now",
         )
 

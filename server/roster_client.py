@@ -163,11 +163,18 @@ class RosterClient:
 
     def _on_roster(self, roster: Roster) -> None:
         if roster != self._roster:
+            if self._roster is not None and roster.supervisor != self._roster.supervisor:
+                self._give_up_commands()
             self._roster = roster
             for call in self.on_change:
                 call(roster)
         with self._news:
             self._news.notify_all()
+
+    def _give_up_commands(self) -> None:
+        """A new supervisor knows nothing of what its predecessor was told."""
+        for box in list(self._waiting.values()):
+            box.put("the supervisor was started again meanwhile, and what is served may be as before: try again")
 
     def _revive(self) -> None:
         try:

@@ -27,6 +27,7 @@ from . import wire
 from .fleet import Fleet
 from .logs import configure_logging
 from .pulse import BEAT_INTERVAL_S
+from .replica import await_orphans
 from .supervisor_socket import SupervisorSocket
 
 EAGER_INTERVAL_S = 0.03  # while an engine loads, restarts or ends
@@ -105,6 +106,7 @@ class Supervisor:
 def main(arguments: list[str]) -> int:
     folder, owner, *flags = arguments
     configure_logging()
+    await_orphans(Path(folder))
     supervisor = Supervisor(Path(folder), int(owner), is_quiet="--quiet" in flags)
     try:
         return supervisor.run()
