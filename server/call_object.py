@@ -6,6 +6,7 @@ import json
 from typing import Any, Literal
 
 _ARGUMENTS = ("arguments", "parameters")
+_FIRST_KEYS = ("name", "id", "type", *_ARGUMENTS)  # an object that begins with another one is an answer in JSON
 
 
 class CallObject:
@@ -102,7 +103,8 @@ class CallObject:
     def _end_part(self) -> None:
         text, self._part = "".join(self._part), []
         if self._expects == "key":
-            self._key, self._expects = str(self._decoded(text)), "colon"
+            is_first, self._key, self._expects = not self._key, str(self._decoded(text)), "colon"
+            self.is_broken = self.is_broken or (is_first and self._key not in _FIRST_KEYS)
             return
         if self._key == "name" and isinstance(name := self._decoded(text), str):
             self.name = name

@@ -118,6 +118,12 @@ def test_further_calls_are_passed_over() -> None:
     assert read(FORMS["pythonic"].parser({"f": {}}, 1), "[f(), f()]", 4) == ("", [("f", "{}")])
 
 
+def test_an_answer_in_json_is_told_as_it_is_written() -> None:
+    parser = FORMS["llama3_json"].parser({"f": {}}, 16)
+    told = [parser.feed(piece) for piece in ('{"ans', 'wer": ', '"long', " text", '"}')]
+    assert told == [[], [Text('{"answer": ')], [Text('"long')], [Text(" text")], [Text('"}')]]
+
+
 def test_arguments_arrive_as_they_are_written() -> None:
     parser = FORMS["hermes"].parser({"f": {}}, 16)
     told = [parser.feed(piece) for piece in ("<tool_call>{", '"name": "f", "arg', 'uments": {"x"', ": 1}", "}")]
