@@ -107,17 +107,18 @@ class BlockManager:
             self.pool.share(block_id)
         self._tables[sequence_id] = _Table(list(prefix), len(prefix) * self.block_size, len(prefix))
 
-    def steady_until(self, sequence_id: int) -> int:
+    def steady_until(self, sequence_id: int, num_unknown: int = 0) -> int:
         """Positions before this one can be written one after the other without a word to the manager.
 
-        Their block is there, it is the sequence's alone, and it does not become full and so findable.
+        Their block is there, it is the sequence's alone, and none becomes findable, which it does when it is full of
+        known tokens: all but the last ``num_unknown`` are known when the next is written.
         """
         table = self._tables[sequence_id]
         if self.pool.ref_count(table.block_ids[-1]) > 1:
             return 0
         end = len(table.block_ids) * self.block_size
         next_findable = (table.num_registered + 1) * self.block_size
-        return min(end, next_findable - 1) if self.enable_prefix_caching else end
+        return min(end, next_findable - 1 + num_unknown) if self.enable_prefix_caching else end
 
     def reserve(self, sequence_id: int, start: int, end: int) -> Reservation | None:
         """Make positions ``[start, end)`` writable: blocks exist there and belong to this sequence alone."""

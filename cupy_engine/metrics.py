@@ -90,15 +90,14 @@ class EngineMetrics(SchedulerListener):
     def on_tokens(self, sequences: list[Sequence]) -> None:
         now_s = self._clock()
         self._counters["generation_tokens"] += len(sequences)
-        num_since: dict[float, int] = {}  # most sequences drew their previous token in the same step
-        for sequence in sequences:
-            previous_s, sequence.last_token_time_s = sequence.last_token_time_s, now_s
-            if previous_s is not None:
-                num_since[previous_s] = num_since.get(previous_s, 0) + 1
-            elif sequence.request.first_token_time_s is None:
-                self._on_first_token(sequence.request, now_s)
+        num_since = Counter([sequence.last_token_time_s for sequence in sequences])  # most drew in the same step
         for previous_s, count in num_since.items():
-            self._histograms["inter_token_latency_seconds"].observe(now_s - previous_s, count)
+            if previous_s is not None:
+                self._histograms["inter_token_latency_seconds"].observe(now_s - previous_s, count)
+        for sequence in sequences:
+            if sequence.last_token_time_s is None and sequence.request.first_token_time_s is None:
+                self._on_first_token(sequence.request, now_s)
+            sequence.last_token_time_s = now_s
 
     def _on_first_token(self, request: Request, now_s: float) -> None:
         request.first_token_time_s = now_s

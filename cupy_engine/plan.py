@@ -99,16 +99,12 @@ class StepPlan(msgspec.Struct):
     def of(cls, step_id: int, sequences: Iterable[ScheduledSequence]) -> StepPlan:
         """A plan that computes these sequences, and nothing more."""
         plan = cls(step_id)
-        for sequence in sequences:
-            plan.add(sequence)
+        for i, sequence in enumerate(sequences):
+            plan.slots.append(sequence.slot)
+            plan.starts.append(sequence.start)
+            if not sequence.is_decode:
+                plan.chunks[i] = sequence
         return plan
-
-    def add(self, sequence: ScheduledSequence) -> None:
-        """Compute this, too."""
-        if not sequence.is_decode:
-            self.chunks[len(self.slots)] = sequence
-        self.slots.append(sequence.slot)
-        self.starts.append(sequence.start)
 
     @property
     def sequences(self) -> list[ScheduledSequence]:

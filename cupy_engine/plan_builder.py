@@ -29,10 +29,15 @@ class PlannedStep:
 
 @dataclass(slots=True)
 class PlanBuilder:
-    """A plan in the making. ``budget`` is the number of tokens that the step may still compute."""
+    """A plan in the making.
+
+    ``budget`` is the number of tokens that the step may still compute, of which the sequences that are still to come
+    will take ``num_pending_decodes`` for decodes.
+    """
 
     step: PlannedStep
     budget: int = 0
+    num_pending_decodes: int = 0
     keeps_log: bool = False
     log: list[str] = field(default_factory=list)
     has_preempted: bool = False
@@ -71,18 +76,20 @@ class PlanBuilder:
             self.plan.block_copies.extend(reservation.copies)
             self.write_table(slot, reservation.first_changed, reservation.block_ids)
 
-    def decode(self, sequence: Sequence) -> None:
-        """:meth:`add` for the usual case: the one token that its slot knows, and a draw for itself."""
-        step, plan = self.step, self.step.plan
-        plan.slots.append(sequence.slot)
-        plan.starts.append(sequence.num_computed_tokens)
-        step.sequences.append(sequence)
-        step.drawing.append(sequence)
-        self.budget -= 1
+    def decode(self, sequences: list[Sequence]) -> None:
+        """:meth:`add` for the usual case: each computes the one token that its slot knows, and draws the next."""
+        self.plan.slots += [sequence.slot for sequence in sequences]
+        self.plan.starts += [sequence.num_computed_tokens for sequence in sequences]
+        self.step.sequences += sequences
+        self.step.drawing += sequences
+        self.budget -= len(sequences)
 
     def add(self, sequence: Sequence, start: int, end: int, drawing: list[Sequence]) -> None:
         """Compute positions ``[start, end)``; the sequences in ``drawing`` draw a token from the last one."""
-        self.plan.add(_entry(sequence, start, end, drawing))
+        if not (sequence.last_token_in_slot and end - start == 1):
+            self.plan.chunks[len(self.plan.slots)] = _chunk(sequence, start, end, drawing)
+        self.plan.slots.append(sequence.slot)
+        self.plan.starts.append(start)
         self.step.sequences.append(sequence)
         self.step.drawing += drawing
         if sequence.guide is not None:
@@ -110,10 +117,8 @@ class PlanBuilder:
         return "; ".join([head, *self.log])
 
 
-def _entry(sequence: Sequence, start: int, end: int, drawing: list[Sequence]) -> ScheduledSequence:
+def _chunk(sequence: Sequence, start: int, end: int, drawing: list[Sequence]) -> ScheduledSequence:
     request, slots = sequence.request, [other.slot for other in drawing]
-    if sequence.last_token_in_slot and end - start == 1:
-        return ScheduledSequence(sequence.slot, start, 1, [], slots)
     num_prompt_logprobs = request.params.prompt_logprobs if request.wants_prompt_logprobs else None
     token_ids = sequence.token_ids[start:end]
     return ScheduledSequence(sequence.slot, start, end - start, token_ids, slots, num_prompt_logprobs)

@@ -181,14 +181,15 @@ class Scheduler:
         return outputs
 
     def _take_tokens(self, step: PlannedStep, result: StepResult) -> list[SequenceOutput]:
-        outputs: list[SequenceOutput] = []
-        taken: list[Sequence] = []
-        logprobs = result.logprobs or [None] * len(result.token_ids)
-        for sequence, token_id, token_logprobs in zip(step.drawing, result.token_ids, logprobs, strict=True):
+        for sequence in step.drawing:
             sequence.num_in_flight -= 1
-            if sequence.status is not SequenceStatus.FINISHED:
-                outputs.append(take_token(sequence, token_id, token_logprobs))
-                taken.append(sequence)
+        logprobs = result.logprobs or [None] * len(result.token_ids)
+        taken = [sequence for sequence in step.drawing if sequence.finish_reason is None]
+        outputs = [
+            take_token(sequence, token_id, found)
+            for sequence, token_id, found in zip(step.drawing, result.token_ids, logprobs, strict=True)
+            if sequence.finish_reason is None
+        ]
         self._listener.on_tokens(taken)
         for sequence in taken:
             if sequence.finish_reason is not None:

@@ -30,13 +30,13 @@ class Seats:
         assert sequence.slot < 0, f"sequence {sequence.sequence_id} sits in slot {sequence.slot} already"
         sequence.slot = self._free.pop()
         sequence.last_token_in_slot = False
-        sequence.steady_until = 0
 
     def leave(self, sequence: Sequence) -> None:
         """Nothing to do for a sequence without a seat."""
         if sequence.slot >= 0:
             self._free.append(sequence.slot)
             sequence.slot = -1
+            sequence.steady_until = 0
 
     def check_integrity(self, taken: list[int]) -> None:
         assert sorted(taken + self._free) == list(range(self._num_slots)), "seats do not add up"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence as Many
+from itertools import groupby
 
 from cupy_engine.admission import Admission
 from cupy_engine.block_manager import BlockManager
@@ -86,22 +87,36 @@ class StepPlanner:
 
     def _schedule_running(self, builder: PlanBuilder) -> None:
         running = list(self.running)
-        wanted = [1 if s.num_computed_tokens < s.steady_until else s.num_uncomputed_tokens() for s in running]
-        num_pending_decodes = wanted.count(1)
-        builder.budget = self._budget(num_pending_decodes)
-        for sequence, num_wanted in zip(running, wanted, strict=True):
-            if num_wanted == 1:
-                num_pending_decodes -= 1
-            else:  # a chunk leaves room for the decodes behind it
-                num_wanted = min(num_wanted, builder.budget - num_pending_decodes)
-            if num_wanted <= 0 or builder.budget <= 0 or sequence.status is not SequenceStatus.RUNNING:
-                continue
-            if sequence.num_computed_tokens < sequence.steady_until:
-                builder.decode(sequence)
-                sequence.num_computed_tokens += 1
-                sequence.num_in_flight += 1
-            elif self._make_room(sequence, num_wanted, builder):
-                self._plan(sequence, num_wanted, builder)
+        num_decodes = sum(_is_steady(s) or s.num_uncomputed_tokens() == 1 for s in running)
+        builder.budget = self._budget(num_decodes)
+        builder.num_pending_decodes = num_decodes
+        for are_steady, sequences in groupby(running, _is_steady):
+            if are_steady:
+                self._decode(list(sequences), builder)
+            else:
+                for sequence in sequences:
+                    self._continue(sequence, builder)
+
+    def _decode(self, sequences: list[Sequence], builder: PlanBuilder) -> None:
+        """Let steady sequences go on, as many as the budget allows."""
+        builder.num_pending_decodes -= len(sequences)
+        del sequences[max(0, builder.budget) :]
+        builder.decode(sequences)
+        for sequence in sequences:
+            sequence.num_computed_tokens += 1
+            sequence.num_in_flight += 1
+
+    def _continue(self, sequence: Sequence, builder: PlanBuilder) -> None:
+        """Let a sequence go on by what it wants, or as much of it as the budget and the blocks allow."""
+        num_tokens = sequence.num_uncomputed_tokens()
+        if num_tokens == 1:
+            builder.num_pending_decodes -= 1
+        else:  # a chunk leaves room for the decodes behind it
+            num_tokens = min(num_tokens, builder.budget - builder.num_pending_decodes)
+        if num_tokens <= 0 or builder.budget <= 0 or sequence.status is not SequenceStatus.RUNNING:
+            return
+        if self._make_room(sequence, num_tokens, builder):
+            self._plan(sequence, num_tokens, builder)
 
     def _budget(self, num_decodes: int) -> int:
         """Less where sequences decode, which a large step would hold up."""
@@ -196,7 +211,8 @@ class StepPlanner:
             other.last_token_in_slot = True
         if drawing and sequence.guide is None:
             most = sequence.request.max_num_tokens - 1  # the last token is drawn, not computed
-            sequence.steady_until = min(most, self._manager.steady_until(sequence.sequence_id))
+            num_unknown = sequence.num_in_flight - 1  # when the next token is planned like this one
+            sequence.steady_until = min(most, self._manager.steady_until(sequence.sequence_id, num_unknown))
 
     def _fork(self, parent: Sequence, builder: PlanBuilder) -> Many[Sequence]:
         """At the end of the prompt, seat the request's other sequences on the same blocks."""
@@ -210,3 +226,8 @@ class StepPlanner:
             builder.seat(child)
             builder.write_table(child.slot, 0, table)
         return children
+
+
+def _is_steady(sequence: Sequence) -> bool:
+    """It decodes, and all there is to do for that is to count."""
+    return sequence.num_computed_tokens < sequence.steady_until

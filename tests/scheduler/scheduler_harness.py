@@ -80,6 +80,7 @@ class Harness:
         self.manager = BlockManager(num_blocks, block_size, num_host_blocks, enable_prefix_caching)
         self.max_model_len = max_model_len or num_blocks * block_size
         self.max_num_seqs = max_num_seqs
+        self.budget = budget
         self.scheduler = Scheduler(
             self.manager,
             policy or FcfsPolicy(),
@@ -155,6 +156,7 @@ class Harness:
         """Plan and submit one step."""
         plan = self.scheduler.schedule()
         if plan is not None:
+            assert plan.num_tokens <= self.budget
             self.in_flight.append(plan)
         self.check()
         return plan

@@ -187,6 +187,17 @@ def test_a_budget_of_one_token_is_enough():
     harness.check_outputs()
 
 
+def test_forks_beyond_the_budget_wait_for_their_turn():
+    harness = Harness(budget=2)
+    harness.add("a", [1, 2], n=3, **endless(4))
+    assert [spans(plan) for plan in harness.run()] == [
+        [(0, 0, 2)],
+        *([(0, i, i + 1), (1, i, i + 1)] for i in (2, 3, 4)),
+        *([(2, i, i + 1)] for i in (2, 3, 4)),
+    ]
+    harness.check_outputs()
+
+
 def test_nothing_to_do_is_no_plan():
     assert Harness().schedule() is None
 

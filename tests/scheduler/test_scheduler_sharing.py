@@ -51,6 +51,16 @@ def test_the_next_turn_of_a_conversation_finds_the_answer_too():
     harness.check_outputs()
 
 
+def test_a_block_is_findable_as_soon_as_a_decode_has_filled_it():
+    harness = Harness()
+    harness.add("turn 1", [1, 2, 3], **endless(6))
+    harness.run()
+    answer = harness.received["turn 1", 0].token_ids
+    harness.add("turn 2", [1, 2, 3, *answer], **endless(1))
+    harness.run()
+    assert harness.received["turn 2", 0].num_cached_tokens == 8  # all that was computed
+
+
 def test_another_salt_shares_nothing_and_its_own_salt_does():
     harness = Harness()
     for name, salt in (("a", "alice"), ("b", "bob"), ("c", ""), ("d", "alice")):
