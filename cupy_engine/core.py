@@ -121,8 +121,10 @@ class EngineCore:
         if not request.arrival_time_s:
             request.arrival_time_s = self._clock()
         try:
-            self._rule.check(self.load())
+            load = self.load()
+            self._rule.check(load)
             sequence = self.scheduler.add(request)
+            sequence.request.expected_wait_s = load.wait_s
         except InvalidRequestError as error:
             self.metrics.on_rejected("invalid")
             return _refusal(
@@ -144,6 +146,7 @@ class EngineCore:
         """Expire, guide, schedule, submit, collect, update. Call while :attr:`has_work`."""
         start_time_s = self._clock()
         self._load_meter.observe(start_time_s, self.metrics.num_ended, is_full=self._num_free() == 0)
+        self.metrics.overruns.forget(start_time_s)
         outputs = self._expire(start_time_s) + self._refuse(self._guides.collect(_MASK_PATIENCE_S))
         plan = self.scheduler.schedule()
         self._leaves_waiting = self.scheduler.num_waiting > 0
@@ -198,7 +201,7 @@ class EngineCore:
             num_waiting=self.scheduler.num_waiting,
             num_free=self._num_free(),
             ended_per_s=self._load_meter.ended_per_s,
-            prefill_s=self.metrics.prefill_s,
+            overrun_s=self.metrics.overrun_s,
         )
 
     def _num_free(self) -> int:

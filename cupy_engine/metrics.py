@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cupy_engine.messages import EngineStats, HistogramCounts, Metric
+from cupy_engine.overload import Overruns
 from cupy_engine.request import Request, Sequence
 from cupy_engine.scheduler_listener import PreemptionKind, SchedulerListener
 
@@ -57,7 +58,8 @@ class EngineMetrics(SchedulerListener):
         self._targets_s = {"ttft": slo_ttft_s, "tpot": slo_tpot_s}
         self._met: Counter[str] = Counter()
         self._missed: Counter[str] = Counter()
-        self.prefill_s = 0.0  # from the queue to the first token: a moving average
+        self.overruns = Overruns(slo_ttft_s)
+        self._prefill_s = 0.0  # from the queue to the first token: a moving average
         self._clock = clock
         self._counters: Counter[str] = Counter()
         self._finished: Counter[str] = Counter()
@@ -106,7 +108,9 @@ class EngineMetrics(SchedulerListener):
         if request.first_scheduled_time_s is not None:
             prefill_s = now_s - request.first_scheduled_time_s
             self._histograms["request_prefill_time_seconds"].observe(prefill_s)
-            self.prefill_s += _WEIGHT_OF_NEW * (prefill_s - self.prefill_s)
+            self._prefill_s += _WEIGHT_OF_NEW * (prefill_s - self._prefill_s)
+        if request.expected_wait_s:
+            self.overruns.observe(now_s, now_s - request.arrival_time_s - request.expected_wait_s)
 
     def on_finished(self, sequence: Sequence) -> None:
         request = sequence.request
@@ -150,6 +154,11 @@ class EngineMetrics(SchedulerListener):
     def num_ended(self) -> int:
         """Requests that have ended, however they did."""
         return sum(self._finished.values())
+
+    @property
+    def overrun_s(self) -> float:
+        """How late a first token may be after the wait that is expected; until that is known, what a prompt takes."""
+        return max(self._prefill_s, self.overruns.high_s)
 
     def stats(self, scheduler: Scheduler) -> EngineStats:
         manager = scheduler.block_manager

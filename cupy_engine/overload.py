@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+from collections import deque
 from dataclasses import dataclass
 
 import msgspec
@@ -10,22 +12,23 @@ from cupy_engine.errors import QueueFullError
 
 HALF_LIFE_S = 3.0  # of what is remembered about the queue
 MAX_RETRY_AFTER_S = 60.0
-_MARGIN = 0.8  # of a target is planned for: what is expected may come later
+_WINDOW_S = 10.0  # for which a late first token is remembered, if targets are not long
+_KEPT = 0.99  # share of first tokens that shall come in time
 
 
 class EngineLoad(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """How busy an engine is.
 
     ``num_free``: how many of those who wait, or come now, can run in the next step. ``ended_per_s``: requests that made
-    room per second, lately, while it was full; ``None`` until known. ``prefill_s``: time from the queue to the first
-    token, lately.
+    room per second, lately, while it was full; ``None`` until known. ``overrun_s``: from the end of the wait that is
+    expected to the first token; it takes less for all but a few.
     """
 
     num_running: int = 0
     num_waiting: int = 0
     num_free: int = 0
     ended_per_s: float | None = None
-    prefill_s: float = 0.0
+    overrun_s: float = 0.0
 
     @property
     def wait_s(self) -> float:
@@ -64,6 +67,38 @@ class LoadMeter:
         return (self._num_ended + 1) / self._seconds if self._seconds > 0 else None
 
 
+class Overruns:
+    """By how much first tokens came later than the wait in the queue that was expected.
+
+    Prompts take time to compute, and seats do not become free as evenly as a rate says: those who came in together
+    leave together. How much that matters depends on the load, so it is learned from those who waited.
+
+    ``high_s``: hardly any was later.
+
+    Args:
+        target_s: when a first token should come, if there is a target.
+    """
+
+    def __init__(self, target_s: float | None) -> None:
+        self._window_s = max(_WINDOW_S, 4 * (target_s or 0.0))  # some must have come in the meantime
+        self._observed: deque[tuple[float, float]] = deque()
+        self._sorted: list[float] = []
+        self.high_s = 0.0
+
+    def observe(self, now_s: float, overrun_s: float) -> None:
+        self._observed.append((now_s, overrun_s))
+        bisect.insort(self._sorted, overrun_s)
+        self.forget(now_s)
+
+    def forget(self, now_s: float) -> None:
+        """Drop what is too old. To be called now and then, also when nothing is observed."""
+        ordered = self._sorted
+        while self._observed and self._observed[0][0] < now_s - self._window_s:
+            _, overrun_s = self._observed.popleft()
+            del ordered[bisect.bisect_left(ordered, overrun_s)]
+        self.high_s = ordered[int(_KEPT * len(ordered))] if ordered else 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class AdmissionRule:
     """Whom a queue takes.
@@ -82,9 +117,9 @@ class AdmissionRule:
             message = f"{load.num_waiting} requests wait already, of at most {self.max_queue_len} (max_queue_len)"
             raise QueueFullError(f"{message}; try again later", _retry_after_s(load.wait_s))
         if self.slo_ttft_s is not None and load.wait_s > 0:
-            ttft_s = load.wait_s + load.prefill_s
-            if ttft_s > self.slo_ttft_s * _MARGIN:
-                message = f"the first token would come in {ttft_s:.1f} s, too late for slo_ttft_s = {self.slo_ttft_s:g}"
+            ttft_s = load.wait_s + load.overrun_s
+            if ttft_s > self.slo_ttft_s:
+                message = f"the first token might take {ttft_s:.1f} s, too long for slo_ttft_s = {self.slo_ttft_s:g}"
                 raise QueueFullError(
                     f"{message}; try again later", _retry_after_s(ttft_s - self.slo_ttft_s), "slo_ttft"
                 )

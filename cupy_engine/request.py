@@ -144,6 +144,7 @@ class Request:
         )
         self.needs_logprobs = params.logprobs is not None or params.num_sequences > params.n
         self.num_cached_tokens = 0
+        self.expected_wait_s = 0.0  # in the queue
         self.first_scheduled_time_s: float | None = None
         self.first_token_time_s: float | None = None
 

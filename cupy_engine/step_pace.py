@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 _KEPT = 0.98  # of what is known, at each step
-_MARGIN = 0.9  # of the target is planned for: steps of one size differ
+_MARGIN = 0.9  # of what a target leaves to sequences is given out: steps of one size differ
 
 
 class StepPace:
@@ -17,7 +17,7 @@ class StepPace:
     """
 
     def __init__(self, target_s: float) -> None:
-        self._target_s = target_s * _MARGIN
+        self._target_s = target_s
         self._weight = self._x = self._y = self._xx = self._xy = self._num_sequences = 0.0
 
     def observe(self, num_tokens: int, num_sequences: int, duration_s: float) -> None:
@@ -30,20 +30,26 @@ class StepPace:
         self._num_sequences = self._num_sequences * _KEPT + num_sequences
 
     def max_sequences(self) -> int | None:
-        """As many as can run in time, at least 1; ``None`` until a step has been seen."""
+        """As many as can run in time, at least 1; ``None`` if that is all or nothing is known yet.
+
+        Where even a step of nothing would be too slow, few sequences do not help anybody: then as many may run as
+        double its time.
+        """
         if not self._y or not self._x:
             return None
         fixed_s, per_token_s = self._line()
+        if per_token_s <= 0:
+            return None
+        spare_s = self._target_s - fixed_s
         per_sequence_s = per_token_s * self._x / self._num_sequences
-        return max(1, int((self._target_s - fixed_s) / per_sequence_s))
+        return max(1, int((_MARGIN * spare_s if spare_s > 0 else fixed_s) / per_sequence_s))
 
     def _line(self) -> tuple[float, float]:
         """Fixed seconds and seconds per token; steps of one size are taken to be all per token, which errs upwards."""
         mean_x, mean_y = self._x / self._weight, self._y / self._weight
         variance = self._xx / self._weight - mean_x * mean_x
-        if variance > 1e-6 * mean_x * mean_x:
-            per_token_s = (self._xy / self._weight - mean_x * mean_y) / variance
-            fixed_s = mean_y - per_token_s * mean_x
-            if per_token_s > 0 and fixed_s >= 0:
-                return fixed_s, per_token_s
-        return 0.0, mean_y / mean_x
+        if variance <= 1e-6 * mean_x * mean_x:
+            return 0.0, mean_y / mean_x
+        per_token_s = max(0.0, (self._xy / self._weight - mean_x * mean_y) / variance)
+        fixed_s = mean_y - per_token_s * mean_x
+        return (fixed_s, per_token_s) if fixed_s >= 0 else (0.0, mean_y / mean_x)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cupy_engine.errors import QueueFullError
-from cupy_engine.overload import AdmissionRule, EngineLoad, LoadMeter
+from cupy_engine.overload import AdmissionRule, EngineLoad, LoadMeter, Overruns
 from cupy_engine.step_pace import StepPace
 
 
@@ -28,12 +28,12 @@ def test_a_full_queue_refuses_and_says_when_it_will_have_drained():
 
 def test_who_would_get_a_first_token_too_late_is_refused():
     rule = AdmissionRule(max_queue_len=1000, slo_ttft_s=2.0)
-    rule.check(EngineLoad(num_waiting=4, ended_per_s=5.0, prefill_s=0.5))
-    error = refusal(rule, EngineLoad(num_waiting=29, ended_per_s=5.0, prefill_s=0.5))
+    rule.check(EngineLoad(num_waiting=4, ended_per_s=5.0, overrun_s=0.5))
+    error = refusal(rule, EngineLoad(num_waiting=29, ended_per_s=5.0, overrun_s=0.5))
     assert (error.reason, error.retry_after_s) == ("slo_ttft", 4.5)
     assert "6.5 s" in str(error)
     rule.check(EngineLoad(num_waiting=500))  # nothing is known yet
-    rule.check(EngineLoad(num_free=1, ended_per_s=0.1, prefill_s=9.0))  # nobody could serve it earlier
+    rule.check(EngineLoad(num_free=1, ended_per_s=0.1, overrun_s=9.0))  # nobody could serve it earlier
     refusal(rule, EngineLoad(num_running=8, ended_per_s=0.1))  # nobody waits, but all seats are taken
 
 
@@ -61,6 +61,27 @@ def test_the_rate_follows_changes() -> None:
     assert meter.ended_per_s == pytest.approx(1.0, abs=0.6)
 
 
+def test_overruns_are_remembered_for_a_while() -> None:
+    overruns = Overruns(target_s=0.1)
+    assert overruns.high_s == 0.0
+    for number in range(200):
+        overruns.observe(number / 100, 0.001 * (number % 100))
+    assert overruns.high_s == pytest.approx(0.099)
+    overruns.observe(11.5, 0.002)
+    assert overruns.high_s == pytest.approx(0.099), "those of the second half are not ten seconds old"
+    overruns.forget(12.5)
+    assert overruns.high_s == pytest.approx(0.002)
+    overruns.forget(30.0)
+    assert overruns.high_s == 0.0
+
+
+def test_overruns_are_remembered_for_longer_where_requests_may_take_longer() -> None:
+    overruns = Overruns(target_s=60.0)
+    overruns.observe(0.0, 7.0)
+    overruns.forget(239.0)
+    assert overruns.high_s == 7.0
+
+
 def test_a_worker_goes_on_from_the_engines_last_word():
     word = EngineLoad(num_running=8, num_waiting=10, ended_per_s=20.0)
     assert word.later(0.2, num_new=3).num_waiting == 9
@@ -74,7 +95,7 @@ def test_pace_learns_fixed_and_growing_time() -> None:
     assert pace.max_sequences() is None
     for num_tokens in (10, 20, 40, 30, 15) * 4:
         pace.observe(num_tokens, num_tokens, 0.010 + 0.001 * num_tokens)
-    assert pace.max_sequences() == pytest.approx((0.09 - 0.010) / 0.001, abs=1)
+    assert pace.max_sequences() == pytest.approx(0.9 * (0.1 - 0.010) / 0.001, abs=1)
 
 
 def test_pace_makes_room_for_prompts() -> None:
@@ -85,6 +106,24 @@ def test_pace_makes_room_for_prompts() -> None:
     assert pace.max_sequences() == pytest.approx(40, abs=1)
 
 
+def test_pace_knows_that_a_target_just_above_the_fixed_time_leaves_room() -> None:
+    pace = StepPace(target_s=0.0065)
+    for num_tokens in (1, 30, 2, 40) * 10:
+        pace.observe(num_tokens, num_tokens, 0.006 + 0.00002 * num_tokens)
+    assert pace.max_sequences() == pytest.approx(22, abs=1)
+
+
+def test_a_target_that_no_step_meets_holds_up_nobody_in_vain() -> None:
+    pace = StepPace(target_s=0.005)
+    for num_tokens in (1, 30, 2, 40) * 10:
+        pace.observe(num_tokens, num_tokens, 0.006 + 0.00002 * num_tokens)
+    assert pace.max_sequences() == pytest.approx(300, abs=5), "they double the time of a step"
+    for _ in range(400):
+        pace.observe(1, 1, 0.008)
+        pace.observe(20, 20, 0.006)
+    assert pace.max_sequences() is None, "the time does not depend on them"
+
+
 def test_pace_of_steps_of_one_size_grows_step_by_step() -> None:
     pace = StepPace(target_s=0.1)
     for _ in range(10):
@@ -93,6 +132,6 @@ def test_pace_of_steps_of_one_size_grows_step_by_step() -> None:
     for _ in range(300):
         pace.observe(64, 64, 0.2)
     assert pace.max_sequences() in range(28, 34), "and shrinks when steps get slower"
-    for _ in range(300):
+    for _ in range(1500):
         pace.observe(1, 1, 9.0)
     assert pace.max_sequences() == 1
