@@ -5,6 +5,7 @@
    grid (ceil(vectors / block)), block (256): a thread computes one vector
    requires inter (n) % VEC == 0, fewer than 2^31 vectors and, for VEC > 1, arrays aligned to VEC elements
    bound: memory, 3 * num_tokens * inter * sizeof(T) bytes (2 * n * sizeof(T)) */
+#include "common/overlap.cuh"
 #include "common/types.cuh"
 
 struct Silu {
@@ -37,6 +38,7 @@ struct SquaredRelu {
 
 template <typename T, int VEC, typename F>
 __global__ void __launch_bounds__(256) activate_and_mul(T* out, const T* gate_up, int inter, uint32 num_vecs) {
+    overlap_launches();
     const uint32 vec = blockIdx.x * blockDim.x + threadIdx.x;
     if (vec >= num_vecs) return;
     const uint32 vecs_per_row = inter / VEC;
@@ -52,6 +54,7 @@ __global__ void __launch_bounds__(256) activate_and_mul(T* out, const T* gate_up
 
 template <typename T, int VEC, typename F>
 __global__ void __launch_bounds__(256) activate(T* out, const T* x, uint32 num_vecs) {
+    overlap_launches();
     const uint32 vec = blockIdx.x * blockDim.x + threadIdx.x;
     if (vec >= num_vecs) return;
     const Vec<T, VEC> values = load<VEC>(x + (int64)vec * VEC);

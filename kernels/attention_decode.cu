@@ -14,6 +14,7 @@
 #include "common/attention_merge.cuh"
 #include "common/memory.cuh"
 #include "common/mma.cuh"
+#include "common/overlap.cuh"
 
 constexpr int TILE = 16;  // keys
 
@@ -275,6 +276,7 @@ template <typename T, int D, int NT, int WARPS, int STAGES>
 __global__ void __launch_bounds__(32 * WARPS)
 attention_decode(AttentionInputs in, Partials partials, int column_blocks) {
     using C = Cursor<TILE * WARPS>;
+    release_successor();
     const int num_heads = in.num_kv_heads * column_blocks;
     Located borders[2];
     const int total = locate(
@@ -290,6 +292,7 @@ attention_decode(AttentionInputs in, Partials partials, int column_blocks) {
         }
         share[i] = shares.border(blockIdx.x + i) + moves[i];
     }
+    await_predecessors();
     if (share[0] < share[1]) {
         C start(in, borders[0]);
         if (moves[0] < 0) --start.unit;

@@ -5,6 +5,7 @@
    A warp takes every WARPS-th batch of keys, its lanes the elements lane + 32 * i of a row; the warps merge at the end.
    bound: memory for few query tokens, 2 * keys * num_heads * head_dim * sizeof(T) bytes; else shuffles, 5 a key and row */
 #include "common/attention.cuh"
+#include "common/overlap.cuh"
 
 constexpr int WARPS = 8;
 constexpr int BATCH = 4;  // keys in flight per warp
@@ -33,6 +34,7 @@ template <typename T, int ITEMS>
 __global__ void __launch_bounds__(32 * WARPS) attention_plain(AttentionInputs in) {
     __shared__ float warp_outs[WARPS][32 * ITEMS];
     __shared__ float2 warp_stats[WARPS];  // maximum, sum
+    overlap_launches();
     const int warp = threadIdx.x / WARP_SIZE, lane = threadIdx.x % WARP_SIZE;
     const int token = blockIdx.x, head = blockIdx.y, kv_head = head / in.group();
     const int seq = sequence_of_token(in, token);

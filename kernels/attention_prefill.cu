@@ -11,6 +11,7 @@
 #include "common/attention_rows.cuh"
 #include "common/memory.cuh"
 #include "common/mma.cuh"
+#include "common/overlap.cuh"
 
 template <int D, int M_TILES, int WARPS, int KEYS>
 struct Layout {
@@ -113,7 +114,9 @@ __device__ __forceinline__ void multiply_values(float (&out)[M_TILES][D / 8][4],
 template <typename T, int D, int M_TILES, int WARPS, int KEYS>
 __global__ void __launch_bounds__(32 * WARPS) attention_prefill(AttentionInputs in) {
     using L = Layout<D, M_TILES, WARPS, KEYS>;
+    release_successor();
     const QueryTile tile = find_tile<L::ROWS>(in);
+    await_predecessors();
     if (tile.num_rows <= 0) return;
     const int lane = threadIdx.x % WARP_SIZE, warp_row = threadIdx.x / WARP_SIZE * 16 * M_TILES;
     const uint32 shared = shared_address(dynamic_shared());

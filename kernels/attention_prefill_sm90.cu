@@ -11,6 +11,7 @@
    bound: tensor cores, 4 * query rows * keys seen * D operations */
 #include "common/attention_rows.cuh"
 #include "common/hopper.cuh"
+#include "common/overlap.cuh"
 
 constexpr int ROWS = 128, THREADS = 384, STAGES = 2;
 constexpr int GROUP_THREADS = 128, GROUP_ROWS = 64, CONSUMER_WARPS = 8;
@@ -213,7 +214,9 @@ template <typename T, int D, int KEYS, bool TURNS>
 __global__ void __launch_bounds__(THREADS, 1) attention_prefill_sm90(AttentionInputs in) {
     using L = Layout<D, KEYS>;
     __shared__ uint64 barriers[2][2 * STAGES];
+    release_successor();
     const QueryTile tile = find_tile<ROWS>(in);
+    await_predecessors();
     if (tile.num_rows <= 0) return;
     const uint32 shared = (shared_address(dynamic_shared()) + 1023) / 1024 * 1024;
     const Pipeline k_pipeline(shared_address(barriers[0])), v_pipeline(shared_address(barriers[1]));

@@ -3,6 +3,7 @@
    grid (ceil(n / (WARPS * ROWS))), block (32 * WARPS): a warp computes ROWS columns of out, UNROLL * ROWS loads in flight
    requires k % VEC == 0, x_stride % VEC == 0, x and weight aligned to 16 bytes
    bound: memory, n * k * sizeof(T) bytes */
+#include "common/overlap.cuh"
 #include "common/reduce.cuh"
 #include "common/types.cuh"
 
@@ -21,19 +22,26 @@ gemv(Out* out, const T* x, const T* weight, const T* bias, int n, int k, int64 x
     constexpr int VEC = 16 / sizeof(T), STEP = WARP_SIZE * VEC;
     const int warp = threadIdx.x / WARP_SIZE, lane = threadIdx.x % WARP_SIZE;
     const int first = (blockIdx.x * WARPS + warp) * ROWS;
-    if (first >= n) return;
     const T* rows[ROWS];
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) rows[r] = weight + (int64)min(first + r, n - 1) * k;
 
-    float sums[M][ROWS] = {};
-    for (int i = lane * VEC; i < k; i += STEP * UNROLL) {
-        Vec<T, VEC> weights[UNROLL][ROWS];
+    Vec<T, VEC> weights[UNROLL][ROWS];
+    const auto load_weights = [&](int i) {
 #pragma unroll
         for (int u = 0; u < UNROLL; ++u)
 #pragma unroll
             for (int r = 0; r < ROWS; ++r)
                 if (i + u * STEP < k) weights[u][r] = load_streaming<T, VEC>(rows[r] + i + u * STEP);
+    };
+    release_successor();
+    load_weights(lane * VEC);
+    await_predecessors();
+    if (first >= n) return;
+
+    float sums[M][ROWS] = {};
+    for (int i = lane * VEC; i < k; i += STEP * UNROLL) {
+        if (i >= STEP) load_weights(i);
 #pragma unroll
         for (int u = 0; u < UNROLL; ++u) {
             if (i + u * STEP >= k) break;

@@ -1,4 +1,5 @@
 /* Log-probabilities of given tokens, and of the most likely ones beside each, from raw logits. */
+#include "common/overlap.cuh"
 #include "common/reduce.cuh"
 #include "common/types.cuh"
 #include "sampling/row.cuh"
@@ -40,6 +41,7 @@ token_logprobs(int* ids, float* logprobs, int* ranks, const T* logits, const int
     __shared__ float warp_bests[WARP_SIZE];
     __shared__ uint64 total, top[MAX_TOP];
     __shared__ int num_better, num_found;
+    overlap_launches();
     const int n = blockIdx.x, t = threadIdx.x, token = token_ids[n];
     ids += n * (1 + num_top), logprobs += n * (1 + num_top);
     const Row<T, VEC> row(logits + static_cast<int64>(clamp_index(rows[n], num_rows)) * vocab, vocab);

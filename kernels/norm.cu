@@ -6,6 +6,7 @@
    grid (num_tokens), block (a multiple of 32 in 32..512, at least hidden / VEC / ITEMS); a thread keeps ITEMS vectors in registers
    requires hidden % VEC == 0 and, for VEC > 1, arrays aligned to VEC elements; out may be x
    bound: memory, 2 * num_tokens * hidden * sizeof(T) bytes, twice that with ADD */
+#include "common/overlap.cuh"
 #include "common/reduce.cuh"
 #include "common/types.cuh"
 
@@ -17,6 +18,7 @@ norm(T* out, const T* x, T* residual, const T* weight, const T* bias, float eps,
     const int num_vecs = hidden / VEC;
     float h[ITEMS][VEC];
     Vec<T, VEC> weights[ITEMS], biases[ITEMS];
+    overlap_launches();
 
 #pragma unroll
     for (int i = 0; i < ITEMS; ++i) {

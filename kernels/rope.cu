@@ -7,6 +7,7 @@
    grid (num_tokens), block (up to 256)
    requires R/2, head_dim - R and head_dim % VEC == 0 and, for VEC > 1, arrays aligned to VEC elements
    bound: memory, 2 * num_tokens * (num_heads + 2 * num_kv_heads) * head_dim * sizeof(T) bytes */
+#include "common/overlap.cuh"
 #include "common/types.cuh"
 
 template <typename T, int VEC>
@@ -24,6 +25,7 @@ template <typename T, int VEC>
 __global__ void rope_and_write_kv(T* qkv, T* k_cache, T* v_cache, const float* table, const int* positions,
                                   const int* slots, int num_heads, int num_kv_heads, int head_dim, int half,
                                   int num_positions, int64 num_slots) {
+    overlap_launches();
     const int token = blockIdx.x;
     const int64 slot = slots[token];
     const bool is_stored = slot >= 0 && slot < num_slots;

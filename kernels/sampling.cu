@@ -7,6 +7,7 @@
        set_masks     the host's masks ──▶ what guided slots may draw next
        best_tokens   logits ──▶ the best token of each part of each draw's row
        draw_tokens   parts ──▶ greedy: the best of them; else softmax, min-p, top-k, top-p, inverse CDF; then the slot's state */
+#include "common/overlap.cuh"
 #include "common/reduce.cuh"
 #include "common/types.cuh"
 #include "sampling/row.cuh"
@@ -53,6 +54,7 @@ __global__ void __launch_bounds__(256)
 best_tokens(Best* parts, const T* logits, const int* rows, const int* draw_slots, const int* positions, const Slot* slots,
             int num_rows, int num_slots, int vocab, int part_size) {
     __shared__ Best warp_bests[WARP_SIZE];
+    overlap_launches();
     const int draw = blockIdx.y, slot = draw_slots[draw];
     if (slot < 0 || slot >= num_slots) return;
     const T* row = logits + static_cast<int64>(clamp_index(rows[draw], num_rows)) * vocab;
@@ -146,6 +148,7 @@ draw_tokens(int* tokens, int* last_tokens, const Best* parts, const T* logits, c
     __shared__ Selection selection;
     __shared__ Slot slot;
     __shared__ int position;
+    overlap_launches();
     const int draw = blockIdx.x;
     if (draw_slots[draw] < 0 || draw_slots[draw] >= num_slots) return;
     copy_words(&slot, slots + draw_slots[draw]);
@@ -187,6 +190,7 @@ static_assert(sizeof(SlotUpdate) == 184, "the host's records are as long");
    grid (num_updates), block (1024) */
 __global__ void __launch_bounds__(1024)
 seat_slots(Slot* slots, const SlotUpdate* updates, int num_slots, int vocab) {
+    overlap_launches();
     const SlotUpdate& update = updates[blockIdx.x];
     const Slot& slot = update.slot;
     if (update.index < 0 || update.index >= num_slots) return;
@@ -219,6 +223,7 @@ seat_slots(Slot* slots, const SlotUpdate* updates, int num_slots, int vocab) {
    bound: the bus to the host, 4 * num_masks * num_words bytes */
 __global__ void __launch_bounds__(1024)
 set_masks(const Slot* slots, const int* indices, const uint32* masks, int num_slots, int num_words) {
+    overlap_launches();
     const int index = indices[blockIdx.x];
     if (index < 0 || index >= num_slots) return;
     uint32* forbidden = const_cast<uint32*>(slots[index].forbidden);

@@ -22,7 +22,6 @@ _WORKSPACE_BYTES = 32 << 20
 _ALIGNMENT = 16  # bytes; every fast algorithm is content with it
 _GEMV = "gemv"  # stands in the table for gemv.cu, where others are an algorithm's bytes
 _NUM_CANDIDATES = 8
-_NO_BIAS = np.uint64(0)  # a null pointer
 
 
 def matmul(
@@ -123,7 +122,7 @@ class _GemvProduct:
         self._launch = Launch("gemv.cu", f"gemv<{types}>", grid, 32 * GEMV_WARPS, *sizes)
 
     def run(self, x: Array, weight: Array, bias: Array | None, out: Array) -> None:
-        self._launch(out, x, weight, _NO_BIAS if bias is None else bias)
+        self._launch(out, x, weight, bias)
 
 
 def _type(dtype: str) -> str:

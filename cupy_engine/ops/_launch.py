@@ -7,13 +7,14 @@ from shapes and dtypes alone is worked out once and kept as a :class:`Launch`.
 from __future__ import annotations
 
 import functools
+import struct
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from cupy_engine.device import Array
-from cupy_engine.ops import _compile
+from cupy_engine.ops import _compile, _driver_launch
 
 BFLOAT16: Any = np.dtype(ml_dtypes.bfloat16)
 TYPE_NAMES: dict[Any, str] = {np.dtype(np.float32): "float", np.dtype(np.float16): "fp16", BFLOAT16: "bf16"}
@@ -84,32 +85,55 @@ class Launch:
     def __init__(
         self, file: str, expression: str, grid: tuple[int, ...], block: int, *scalars: Any, shared_bytes: int = 0
     ) -> None:
-        self._function = _function(file, expression, shared_bytes)
-        self._grid = grid
-        self._block = (block,)
-        self._scalars = _pack(scalars)
-        self._shared_bytes = shared_bytes
+        self._shape = _function(file, expression, shared_bytes), _three(grid), block, shared_bytes
+        self._scalars = pack(*scalars)
 
-    def __call__(self, *arrays: Any) -> None:
-        """Launch on the current stream; arrays travel as addresses."""
-        self._function(self._grid, self._block, arrays + self._scalars, shared_mem=self._shared_bytes)
+    def __call__(self, *arrays: Array | None) -> None:
+        """Launch on the current stream; arrays travel as addresses, ``None`` as the null pointer."""
+        addresses = [0 if array is None else array.data.ptr for array in arrays]
+        _driver_launch.launch(*self._shape, struct.pack(f"{len(arrays)}P", *addresses) + self._scalars)
 
 
 def launch(
     file: str, expression: str, grid: tuple[int, ...], block: int, *arguments: Any, shared_bytes: int = 0
 ) -> None:
-    """Launch a kernel on the current stream with arguments in any order, packed as those of a :class:`Launch`."""
-    _function(file, expression, shared_bytes)(grid, (block,), _pack(arguments), shared_mem=shared_bytes)
+    """Launch a kernel on the current stream with arguments in any order, packed as :func:`pack` does."""
+    function = _function(file, expression, shared_bytes)
+    _driver_launch.launch(function, _three(grid), block, shared_bytes, pack(*arguments))
+
+
+def pack(*arguments: Any) -> bytes:
+    """Kernel parameters as the C struct of them.
+
+    Arrays on the device travel as addresses, integers as int32, floats as float32, and NumPy's scalars and structured
+    arrays as they are.
+    """
+    packed = bytearray()
+    for argument in arguments:
+        value, alignment = _pack_one(argument)
+        packed += bytes(-len(packed) % alignment) + value
+    return bytes(packed)
+
+
+def _pack_one(argument: Any) -> tuple[bytes, int]:
+    """Its bytes and their alignment."""
+    if type(argument) is int:
+        argument = np.int32(argument)
+    elif type(argument) is float:
+        argument = np.float32(argument)
+    if isinstance(argument, np.generic):
+        return argument.tobytes(), argument.itemsize
+    if isinstance(argument, np.ndarray):  # a struct
+        return argument.tobytes(), 8
+    return struct.pack("P", argument.data.ptr), 8
 
 
 @functools.cache
-def _function(file: str, expression: str, shared_bytes: int) -> Any:
-    # The bare function: a RawKernel asks for the current device at every launch.
-    return _compile.kernel(file, expression, shared_bytes).kernel
+def _function(file: str, expression: str, shared_bytes: int) -> int:
+    """The kernel's handle, valid as long as the kernel is kept, which :func:`._compile.kernel` does."""
+    return int(_compile.kernel(file, expression, shared_bytes).kernel.ptr)
 
 
-def _pack(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(
-        np.int32(argument) if type(argument) is int else np.float32(argument) if type(argument) is float else argument
-        for argument in arguments
-    )
+def _three(grid: tuple[int, ...]) -> tuple[int, int, int]:
+    x, y, z = (*grid, 1, 1)[:3]
+    return x, y, z
