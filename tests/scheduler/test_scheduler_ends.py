@@ -1,5 +1,6 @@
 """Ends of all kinds, at every moment: stops noticed late, aborts, deadlines, broken draws, broken steps."""
 
+import gc
 import itertools
 
 import pytest
@@ -118,6 +119,23 @@ def test_aborting_everything_frees_everything_at_once():
         assert not harness.scheduler.has_work
         harness.run()
         harness.check_empty()
+
+
+@pytest.mark.parametrize("preemption", ["recompute", "swap"])
+def test_what_ends_is_gone_without_the_garbage_collector(preemption):
+    """Which would hold up a step."""
+    harness = busy_harness(preemption, 2)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(5):
+            harness.step()
+        harness.abort("y")
+        harness.run()
+        harness.check_empty()
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_aborting_one_of_n_leaves_the_others():
