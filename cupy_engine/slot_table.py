@@ -64,6 +64,29 @@ class SlotTable:
     def pack(self, plan: StepPlan) -> PackedStep:
         """The arrays of a plan's sequences, in order; logits rows are the last row of each that draws."""
         slots, starts = np.array(plan.slots, np.int32), np.array(plan.starts, np.int32)
+        return self._pack_chunks(plan, slots, starts) if plan.chunks else self._pack_decodes(slots, starts)
+
+    def _pack_decodes(self, slots: np.ndarray, positions: np.ndarray) -> PackedStep:
+        """Each sequence has one token, one row of logits and one draw, so all counts and indices are the same."""
+        indices, context_lens = np.arange(len(slots) + 1, dtype=np.int32), positions + np.int32(1)
+        rows, block_tables = indices[:-1], self._rows_of(slots, context_lens)
+        return PackedStep(
+            token_ids=-1 - slots,
+            positions=positions,
+            slot_mapping=self._places(block_tables, rows, positions),
+            query_start=indices,
+            query_lens=np.ones_like(slots),
+            context_lens=context_lens,
+            block_tables=block_tables,
+            logits_rows=rows,
+            draw_rows=rows,
+            draw_slots=slots,
+            draw_positions=context_lens,
+            draw_sequences=rows,
+        )
+
+    def _pack_chunks(self, plan: StepPlan, slots: np.ndarray, starts: np.ndarray) -> PackedStep:
+        """Any plan."""
         query_lens, num_draws = np.ones_like(slots), np.ones_like(slots)
         for i, chunk in plan.chunks.items():
             query_lens[i], num_draws[i] = chunk.num_tokens, len(chunk.sample_slots)
@@ -73,14 +96,13 @@ class SlotTable:
         owners = np.repeat(np.arange(len(slots), dtype=np.int32), query_lens)  # [T] sequence of each token
         positions = np.arange(len(owners), dtype=np.int32) + (starts - query_start[:-1])[owners]
         context_lens = starts + query_lens
-        block_tables = self._block_tables[slots, : -(-int(context_lens.max()) // self._block_size)]
-        blocks, offsets = np.divmod(positions, np.int32(self._block_size))
+        block_tables = self._rows_of(slots, context_lens)
         drawing = np.flatnonzero(num_draws).astype(np.int32)
         draw_sequences = np.repeat(drawing, num_draws[drawing])
         return PackedStep(
             token_ids=_token_ids(plan, slots, query_start),
             positions=positions,
-            slot_mapping=block_tables[owners, blocks] * np.int32(self._block_size) + offsets,
+            slot_mapping=self._places(block_tables, owners, positions),
             query_start=query_start,
             query_lens=query_lens,
             context_lens=context_lens,
@@ -91,6 +113,17 @@ class SlotTable:
             draw_positions=context_lens[draw_sequences],
             draw_sequences=draw_sequences,
         )
+
+    def _rows_of(self, slots: np.ndarray, context_lens: np.ndarray) -> np.ndarray:
+        """[S, W] block tables, as wide as the longest context."""
+        rows: np.ndarray = self._block_tables[slots, : -(-int(context_lens.max()) // self._block_size)]
+        return rows
+
+    def _places(self, block_tables: np.ndarray, owners: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """[T] where each token's keys and values go: block * block_size + offset."""
+        blocks, offsets = np.divmod(positions, np.int32(self._block_size))
+        places: np.ndarray = block_tables[owners, blocks] * np.int32(self._block_size) + offsets
+        return places
 
 
 def _token_ids(plan: StepPlan, slots: np.ndarray, query_start: np.ndarray) -> np.ndarray:

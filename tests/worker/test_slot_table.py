@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
+import numpy as np
+
 from cupy_engine.plan import BlockTableWrite, ScheduledSequence, StepPlan
-from cupy_engine.slot_table import SlotTable
+from cupy_engine.slot_table import PackedStep, SlotTable
 
 
 def table() -> SlotTable:
@@ -46,8 +50,14 @@ def test_forked_prompt_draws_for_every_child() -> None:
 
 
 def test_steady_decode() -> None:
-    sequences = [ScheduledSequence(s, 3, 1, [], [s]) for s in (0, 2)]
-    step = table().pack(StepPlan.of(2, sequences))
+    """The usual case has a way of its own, to the same arrays."""
+    slots, plan = table(), StepPlan(2, slots=[2, 0], starts=[8, 3])
+    step = slots.pack(plan)
     assert step.is_decode
-    assert step.token_ids.tolist() == [-1, -3]
-    assert step.logits_rows.tolist() == [0, 1]
+    assert step.token_ids.tolist() == [-3, -1]
+    assert step.slot_mapping.tolist() == [5 * 4, 7 * 4 + 3]
+    assert step.block_tables.tolist() == [[3, 1, 5], [7, 8, 0]]
+    other_way = slots._pack_chunks(plan, np.array(plan.slots, np.int32), np.array(plan.starts, np.int32))
+    for field in fields(PackedStep):
+        ours, theirs = getattr(step, field.name), getattr(other_way, field.name)
+        assert (ours.dtype, ours.tolist()) == (theirs.dtype, theirs.tolist()), field.name
