@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -75,13 +76,13 @@ class CoreThread:
             self._thread.join(drain_timeout_s + _CLOSE_TIMEOUT_S)
 
     def _deliver(self, replies: Sequence[Reply]) -> None:
-        outputs_of: dict[Receiver, Outputs] = {}
+        outputs_of: defaultdict[Receiver, Outputs] = defaultdict(list)
         with self._lock:
             for reply in replies:
                 if isinstance(reply, SequenceOutput):  # nobody in this process asks for anything else
                     receiver = self._receivers.get(reply.request_id)
                     if receiver is not None:
-                        outputs_of.setdefault(receiver, []).append(reply)
+                        outputs_of[receiver].append(reply)
         for receiver, outputs in outputs_of.items():
             receiver(outputs)
 

@@ -51,7 +51,7 @@ class EngineConnection(threading.Thread):
     ) -> None:
         super().__init__(name="engine-client", daemon=True)
         self._folder = folder
-        self._identity = wire.identity(client_id)
+        self._identity = wire.identity(client_id).encode()
         self._listener = listener
         self._max_silence_s = min(SILENCE_LIMIT_S, stall_timeout_s)
         self._outbox: collections.deque[tuple[int, bytes]] = collections.deque()

@@ -55,14 +55,14 @@ class EngineSocket:
 
     def deliver(self, replies: Sequence[Reply]) -> None:
         """Send each worker its replies, in one message."""
-        by_worker: dict[bytes, list[Reply]] = defaultdict(list)
+        by_worker: dict[str, list[Reply]] = defaultdict(list)
         for reply in replies:
             by_worker[recipient(reply)].append(reply)
         for worker, mail in by_worker.items():
             try:
-                self._socket.send_multipart((worker, encode(mail)), zmq.DONTWAIT)
+                self._socket.send_multipart((worker.encode(), encode(mail)), zmq.DONTWAIT)
             except zmq.ZMQError as error:
-                logger.warning("worker %s is gone (%s): its requests are aborted", worker.decode(), error)
+                logger.warning("worker %s is gone (%s): its requests are aborted", worker, error)
                 ids = {reply.request_id for reply in mail if isinstance(reply, SequenceOutput)}
                 self._orphans.extend(AbortRequest(request_id=request_id) for request_id in ids)
 

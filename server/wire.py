@@ -59,9 +59,9 @@ def address(folder: Path, socket_name: str) -> str:
     return f"ipc://{folder / socket_name}"
 
 
-def identity(client_id: int) -> bytes:
+def identity(client_id: int) -> str:
     """The routing id of a worker's sockets."""
-    return b"%08x" % client_id
+    return f"{client_id:08x}"
 
 
 def request_id(client_id: int, serial: int) -> str:
@@ -72,8 +72,8 @@ def stats_token(client_id: int, serial: int) -> int:
     return client_id << 32 | serial & 0xFFFF_FFFF
 
 
-def recipient(reply: Reply) -> bytes:
+def recipient(reply: Reply) -> str:
     """The routing id of the worker that asked for ``reply``."""
     if isinstance(reply, SequenceOutput):
-        return reply.request_id[:8].encode()
+        return reply.request_id[:8]
     return identity(reply.token >> 32)
