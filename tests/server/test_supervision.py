@@ -17,7 +17,6 @@ from live_server import TINY, LiveServer, long_model_options, wait_until
 
 PROMPT = {"prompt": [5, 6, 7]}
 SHORT = {**PROMPT, "max_tokens": 32, "temperature": 0, "ignore_eos": True}
-IS_IDLE_MACHINE = os.getloadavg()[0] < 1  # else starting an engine takes longer than the first time
 LONG = {**PROMPT, "max_tokens": 200_000, "ignore_eos": True}
 
 
@@ -63,9 +62,15 @@ def stream_to_end(server: LiveServer, body: dict[str, Any]) -> list[dict[str, An
     return [json.loads(event) for event in re.findall(rb"data: (\{.*\})\n\n", answer)]
 
 
+def start_up_s(options: tuple[str, ...]) -> float:
+    """How long a server takes now, from the command to being ready."""
+    start_s = time.monotonic()
+    with LiveServer.serve(*options):
+        return time.monotonic() - start_s
+
+
 def test_kill_9_under_64_streams(long_model: tuple[str, ...]) -> None:
     with LiveServer.serve(*long_model) as server:
-        started_s = float(re.search(r"in ([\d.]+) s\n", server.log())[1])  # type: ignore[index]
         expected = server.call("/v1/completions", SHORT)[1]["choices"][0]["token_ids"]
         watch = HealthWatch(server)
         bodies = [SHORT | {"stream": True, "max_tokens": 32 if n % 2 else 20_000} for n in range(64)]
@@ -75,6 +80,7 @@ def test_kill_9_under_64_streams(long_model: tuple[str, ...]) -> None:
             wait_until(lambda: server.metric("generation_tokens_total") > 500, 20, "under load")
             killed_s = time.monotonic()
             os.kill(server.engine_pid(), signal.SIGKILL)
+            another = pool.submit(start_up_s, long_model)  # at the same time: whatever else the machine does, both bear
             answers = [each.result(60) for each in whole]
             ends = [each.result(60) for each in streams]
         wait_until(server.is_idle, 10, "blocks and queues are empty")
@@ -92,8 +98,7 @@ def test_kill_9_under_64_streams(long_model: tuple[str, ...]) -> None:
             else:
                 assert events[-1]["choices"][0]["finish_reason"] == "length"
         assert any("error" in events[-1] for events in ends)
-        limit_s = started_s + 2 if IS_IDLE_MACHINE else 4 * started_s + 10
-        assert watch.well_again_s() - killed_s < limit_s
+        assert watch.well_again_s() - killed_s < another.result() + 2
         assert {(status, state) for _, status, state in watch.seen} <= {
             (200, "ok"),
             (503, "restarting"),
