@@ -5,7 +5,7 @@ end_to_end                         the server over HTTP           load load_clie
 front_end overload                 the HTTP side by itself        http_load server_process twin
 host                               the engine's own work per step, without a GPU
 kernels                            GPU kernels by themselves      sampling_kernels
-tool_grammars                      grammars of tool calls
+tool_grammars prefix_affinity      grammars of tool calls, routing by prefixes
 
 The clocks and pool_probe look into a running engine, through replaced.
 """

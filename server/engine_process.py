@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import faulthandler
 import logging
+import os
 import signal
 import sys
 import time
@@ -93,6 +94,7 @@ class EngineServer:
             return EngineStatus(state=self._state)
         return EngineStatus(
             state=self._state,
+            pid=os.getpid(),
             turn_age_s=time.monotonic() - self._socket.turn_s,
             backend=self._core.info.backend,
             num_kv_blocks=self._core.info.num_kv_blocks,

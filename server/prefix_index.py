@@ -1,60 +1,68 @@
-"""Which replica has seen which prompt prefix: a router's guess at what is in their prefix caches."""
+"""Which engine has seen which prompt prefix: what all workers of a server guess to be in prefix caches.
+
+    FOLDER/prefixes     shared memory: slots of 64 bits, each with the hash of a prefix and of the engine that got it
+
+A hash has one slot, and the latest stays in it. Nothing is locked and nothing is forgotten: an engine that has lost its
+cache is another process. It is a hint: a wrong guess costs a prefill, no more, so plain hashes will do.
+"""
 
 from __future__ import annotations
 
 import itertools
-import threading
-from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Sequence
+import mmap
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
+FILE = "prefixes"
 CHUNK_TOKENS = 32
 MAX_CHUNKS = 256
-MAX_ENTRIES = 1 << 16
+NUM_SLOTS = 1 << 18
 
 
 class PrefixIndex:
-    """Remembers, for each prefix of whole chunks, who got it last. The least recently used entries go first.
+    """Remembers who got which prefixes of whole chunks. Any thread of any worker.
 
-    Thread-safe. It is a hint: a wrong guess costs a prefill, no more, so a plain hash will do.
+    Args:
+        folder: private to the server.
     """
 
-    def __init__(self, max_entries: int = MAX_ENTRIES) -> None:
-        self._max_entries = max_entries
-        self._seen: OrderedDict[int, set[Hashable]] = OrderedDict()
-        self._lock = threading.Lock()
+    def __init__(self, folder: Path, num_slots: int = NUM_SLOTS) -> None:
+        file = os.open(folder / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(file, 8 * num_slots)
+            self._slots = memoryview(mmap.mmap(file, 8 * num_slots)).cast("Q")
+        finally:
+            os.close(file)
 
-    def num_known_tokens(self, prompt: Sequence[int], salt: str) -> dict[Hashable, int]:
-        """How many of the prompt's first tokens each replica has seen; those that have seen none are left out."""
-        known: dict[Hashable, int] = {}
-        with self._lock:
-            candidates: set[Hashable] | None = None
-            for count, prefix in enumerate(_prefixes(prompt, salt), start=1):
-                seen = self._seen.get(prefix, set())
-                candidates = set(seen) if candidates is None else candidates & seen
-                if not candidates:
-                    break
-                known |= dict.fromkeys(candidates, count * CHUNK_TOKENS)
-        return known
+    def num_known_tokens(self, prompt: Sequence[int], salt: str, engines: Iterable[int]) -> dict[int, int]:
+        """How many of the prompt's first tokens each of the engines, named by process id, has seen."""
+        prefixes = list(_prefixes(prompt, salt))
+        counts = range(len(prefixes), 0, -1)  # the longest first: slots of shorter ones may have been taken since
+        return {
+            engine: CHUNK_TOKENS * next((n for n in counts if self._has(prefixes[n - 1], engine)), 0)
+            for engine in engines
+        }
 
-    def note(self, prompt: Sequence[int], salt: str, replica: Hashable) -> None:
-        """The prompt went to ``replica``."""
-        with self._lock:
-            for prefix in _prefixes(prompt, salt):
-                self._seen.setdefault(prefix, set()).add(replica)
-                self._seen.move_to_end(prefix)
-            while len(self._seen) > self._max_entries:
-                self._seen.popitem(last=False)
+    def note(self, prompt: Sequence[int], salt: str, engine: int) -> None:
+        """The prompt went to ``engine``."""
+        for prefix in _prefixes(prompt, salt):
+            value = _value(prefix, engine)
+            self._slots[value % len(self._slots)] = value
 
-    def forget(self, replica: Hashable) -> None:
-        """It has lost its cache."""
-        with self._lock:
-            for seen in self._seen.values():
-                seen.discard(replica)
+    def _has(self, prefix: int, engine: int) -> bool:
+        value = _value(prefix, engine)
+        return self._slots[value % len(self._slots)] == value
+
+
+def _value(prefix: int, engine: int) -> int:
+    return hash((prefix, engine)) & 0xFFFF_FFFF_FFFF_FFFF
 
 
 def _prefixes(prompt: Sequence[int], salt: str) -> Iterator[int]:
-    """One number for each prefix of whole chunks."""
-    value = hash(salt)
+    """One number for each prefix of whole chunks, the same in every process: hashes of texts are not."""
+    value = zlib.crc32(salt.encode())
     for end in itertools.islice(range(CHUNK_TOKENS, len(prompt) + 1, CHUNK_TOKENS), MAX_CHUNKS):
         value = hash((value, *prompt[end - CHUNK_TOKENS : end]))
         yield value

@@ -48,6 +48,12 @@ class PooledReplica:
     status: ReplicaStatus
 
     @property
+    def engine(self) -> int:
+        """The process id of the engine that is there now; 0 if there is none yet."""
+        status = self.client.status
+        return 0 if status is None else status.pid
+
+    @property
     def state(self) -> HealthState:
         if self.status.state == "failed":
             return "failed"
@@ -67,13 +73,15 @@ class ReplicaPool:
         self._lock = threading.Lock()
         self._places: dict[str, EngineClient] = {}
         self._parked: list[tuple[list[GenerateRequest], Mailbox]] = []
-        self._seen = PrefixIndex()
+        self._seen: PrefixIndex | None = None  # until there is a choice
         self.on_ready: list[Callable[[EngineStatus], None]] = []
         self.replicas: dict[str, PooledReplica] = {}
 
     def update(self, statuses: Sequence[ReplicaStatus]) -> None:
         """Take up new replicas, send nothing more to those that are missing. One thread calls this."""
         known = self.replicas
+        if self._seen is None and len(statuses) > 1:
+            self._seen = PrefixIndex(Path(statuses[0].folder).parent)
         self.replicas = {status.folder: self._pooled(status, known.get(status.folder)) for status in statuses}
         for folder in known.keys() - self.replicas.keys():
             known[folder].client.retire()
@@ -162,22 +170,23 @@ class ReplicaPool:
 
     def _place(self, request: GenerateRequest, mailbox: Mailbox) -> bool:
         """Send a request to the best replica, if one is ready."""
-        has_choice = len(self.replicas) > 1
-        known = self._seen.num_known_tokens(request.prompt_token_ids, request.cache_salt) if has_choice else {}
+        ready, seen = self._ready(), self._seen
+        prompt, salt = request.prompt_token_ids, request.cache_salt
+        known = {} if seen is None else seen.num_known_tokens(prompt, salt, [replica.engine for replica in ready])
 
         def cost(replica: PooledReplica) -> tuple[int, int]:
-            num_new = len(request.prompt_token_ids) - known.get(replica.client, 0)
+            num_new = len(prompt) - known.get(replica.engine, 0)
             load = replica.client.num_live_requests
             return num_new + REQUEST_COST_TOKENS * load, replica.client.num_submitted
 
-        for replica in sorted(self._ready(), key=cost):
+        for replica in sorted(ready, key=cost):
             client = self._places[request.request_id] = replica.client
             try:
                 client.submit([request], mailbox)
             except EngineDeadError:
                 continue
-            if has_choice:
-                self._seen.note(request.prompt_token_ids, request.cache_salt, client)
+            if seen is not None:
+                seen.note(prompt, salt, replica.engine)
             return True
         self._places.pop(request.request_id, None)
         return False
@@ -199,12 +208,11 @@ class ReplicaPool:
             return PooledReplica(known.name, known.client, status)
         folder = Path(status.folder)
         client = self._make_client(folder)
-        client.on_ready.append(lambda status: self._welcome(client, status))
+        client.on_ready.append(self._welcome)
         client.connect()
         return PooledReplica(folder.name.lstrip("e"), client, status)
 
-    def _welcome(self, client: EngineClient, status: EngineStatus) -> None:
-        self._seen.forget(client)
+    def _welcome(self, status: EngineStatus) -> None:
         for call in self.on_ready:
             call(status)
         self._serve_parked()

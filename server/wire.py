@@ -35,11 +35,13 @@ class Ping(msgspec.Struct, tag="ping"):
 class EngineStatus(msgspec.Struct, kw_only=True, tag="status"):
     """How the engine process is doing.
 
+    ``pid``: the process, which tells an engine from its successor.
     ``turn_age_s``: seconds since its loop last came round; it grows while one step runs, and for ever if that hangs.
     The rest is known once it is ready; see :class:`cupy_engine.core.CoreInfo`.
     """
 
     state: EngineState
+    pid: int = 0
     turn_age_s: float = 0.0
     backend: str = ""
     num_kv_blocks: int = 0

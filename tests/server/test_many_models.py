@@ -19,7 +19,7 @@ from cupy_engine.server.deployment import Deployment
 from cupy_engine.server.model_directory import choose_version
 from cupy_engine.server.models_file import read_models_file
 from cupy_engine.server.prefix_index import PrefixIndex
-from live_server import TINY, LiveServer, wait_until
+from live_server import TINY, LiveServer, long_model_options, wait_until
 
 from cupy_engine.errors import ConfigError
 
@@ -222,17 +222,42 @@ def test_weights_share_out_users_and_move_few_of_them() -> None:
     assert 120 < anonymous.count("a") < 280
 
 
-def test_prefixes() -> None:
-    index, prompt = PrefixIndex(max_entries=8), list(range(100))
-    index.note(prompt, "", "x")
-    index.note(prompt[:64], "", "y")
-    assert index.num_known_tokens(prompt, "") == {"x": 96, "y": 64}
-    assert index.num_known_tokens([9, *prompt], "") == {}
-    assert index.num_known_tokens(prompt, "another tenant") == {}
-    index.forget("x")
-    assert index.num_known_tokens(prompt, "") == {"y": 64}
-    index.note(list(range(1000, 1400)), "", "z")
-    assert index.num_known_tokens(prompt, "") == {}, "the oldest go"
+def test_prefixes_are_known_to_all_workers(tmp_path: Path) -> None:
+    index, other_worker = PrefixIndex(tmp_path), PrefixIndex(tmp_path)
+    prompt = list(range(100))
+    index.note(prompt, "", 11)
+    other_worker.note(prompt[:64], "", 12)
+    for each in (index, other_worker):
+        assert each.num_known_tokens(prompt, "", [11, 12, 13]) == {11: 96, 12: 64, 13: 0}
+        assert each.num_known_tokens([9, *prompt], "", [11]) == {11: 0}
+        assert each.num_known_tokens(prompt[:31], "", [11]) == {11: 0}
+        assert each.num_known_tokens(prompt, "another tenant", [11]) == {11: 0}
+
+
+def test_the_oldest_prefixes_go_and_do_not_hide_longer_ones(tmp_path: Path) -> None:
+    index, prompt = PrefixIndex(tmp_path, num_slots=256), list(range(320))
+    index.note(prompt, "", 11)
+    for start in range(1000, 101_000, 1000):
+        index.note(list(range(start, start + 32)), "", 11)
+    assert index.num_known_tokens(prompt, "", [11])[11] in range(32, 321, 32)
+    for start in range(10**6, 2 * 10**6, 1000):
+        index.note(list(range(start, start + 96)), "", 11)
+    assert index.num_known_tokens(prompt, "", [11]) == {11: 0}
+
+
+def test_a_conversation_stays_where_its_prefix_is_whoever_takes_its_requests(tmp_path: Path) -> None:
+    """Each turn comes over a connection of its own, so that any worker may get it."""
+    options = long_model_options(tmp_path)[:-2]
+    tokens = [n % 97 for n in range(160)]
+    with LiveServer.serve(*options, "--replicas", "2", "--workers", "4") as server:
+        for turn in range(8):
+            status, answer = server.call(
+                "/v1/completions", {"prompt": tokens, "max_tokens": 32, "return_token_ids": True, "ignore_eos": True}
+            )
+            assert status == 200
+            cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+            assert cached == (len(tokens) - 16 if turn else 0), "all but the block that was not full"
+            tokens += answer["choices"][0]["token_ids"]
 
 
 @pytest.mark.parametrize(
