@@ -54,6 +54,13 @@ class RequestCollector:
     def finished(self) -> bool:
         return all(c.output.finish_reason is not None for c in self._completions)
 
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and outputs as computed, also those that ``best_of`` will drop; 0 if nothing has come yet."""
+        if self._metrics.finish_time_s is None:
+            return 0
+        return len(self._request.prompt_token_ids) + sum(len(c.output.token_ids) for c in self._completions)
+
     def take_aborts(self) -> list[AbortRequest]:
         """Sequences that the core should stop because their text found a stop string."""
         aborts, self._aborts = self._aborts, []

@@ -96,13 +96,14 @@ class Generation:
         self._told: set[int] = set()  # prompts of which something was told
         self._num_replays = [0] * len(requests)
         self._deadline_s = max(request.deadline_s or float("inf") for request in requests) + DEADLINE_GRACE_S
-        self._outcome = "aborted"
+        self._failure: type[Exception] | None = None
         self._is_open = True
         self.connection = connection
         self._lease = self._enter(api_key)
         try:
             self._mailbox = service.client.submit(requests)
-        except Exception:
+        except Exception as error:
+            self._failure = type(error)
             self._leave()
             raise
         service.drain.enter(self._mailbox)
@@ -144,7 +145,7 @@ class Generation:
                 raise mail
             deltas = [delta for output in mail for delta in self._collect(output)]
         except Exception as error:
-            self._outcome = type(error).__name__
+            self._failure = type(error)
             raise
         if not self._tells_all_at_once:
             self._told.update(delta.prompt_index for delta in deltas)
@@ -213,11 +214,14 @@ class Generation:
             raise
 
     def _leave(self) -> None:
-        """What the requests took counts against their key; those that were refused took nothing."""
+        """What the requests took counts against their key."""
         if self._lease is not None:
-            results = [result for result in self.results() if result.metrics.first_token_time_s is not None]
-            outputs = sum(len(output.token_ids) for result in results for output in result.outputs)
-            self._lease.close(outputs + sum(len(result.prompt_token_ids) for result in results))
+            self._lease.close(sum(map(self._num_taken, self._requests, self._collectors)))
+
+    def _num_taken(self, request: GenerateRequest, collector: RequestCollector) -> int:
+        """Tokens of a request. Its prompt counts also if the client would not wait; what the server failed is free."""
+        is_given_up = self._failure in (None, ClientGoneError, DeadlineExceededError)
+        return collector.num_tokens or (len(request.prompt_token_ids) if is_given_up else 0)
 
     def _collect(self, output: SequenceOutput) -> list[PromptDelta]:
         index = self._index[output.request_id]
@@ -237,6 +241,6 @@ class Generation:
                 self._requests[0].params,
                 self.results(),
                 self.finished,
-                self._outcome,
+                "aborted" if self._failure is None else self._failure.__name__,
             )
             self._call.reporter.generated(report)

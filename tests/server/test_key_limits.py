@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from api_client import MakeApi
 from cupy_engine.server.api_errors import ApiError
 from cupy_engine.server.key_limits import KeyLimits
 from cupy_engine.server.server_config import ServerConfig
-from fake_engine import fails, says
+from fake_engine import Script, fails, says
+from live_server import TINY, LiveServer, wait_until
 
 from cupy_engine.errors import ConfigError
+from cupy_engine.messages import GenerateRequest, SequenceOutput
 
 
 class Clock:
@@ -125,6 +131,68 @@ def test_the_api_refuses_counts_and_gives_back(make_api: MakeApi, paris: list[in
     assert api.engine.refusals == ["key_limit"]
     held.close(2000)
     assert "tokens per minute" in ask().get_json()["error"]["message"]
+
+
+def spent(make_api: MakeApi, script: Script, path: str, body: dict[str, Any]) -> float:
+    """Tokens that a request takes from its key's budget."""
+    api = make_api(script, api_keys=("k",), key_tokens_per_minute=1 << 30)
+    with api.post(path, body, headers={"Authorization": "Bearer k"}) as answer:
+        answer.get_data()
+    limits = api.key_limits
+    assert limits is not None
+    return (1 << 30) - limits._cells[limits._rows["k"] + 1]
+
+
+def embeds(request: GenerateRequest) -> list[SequenceOutput]:
+    vector = np.ones(4, np.float32).tobytes()
+    return [SequenceOutput(request_id=request.request_id, embedding=vector, finish_reason="stop")]
+
+
+@pytest.mark.parametrize(
+    ("script", "path", "fields", "expected"),
+    [
+        (says([7, 8], eos=2), "completions", {"prompt": [5, 6, 7]}, 3 + 3),
+        (says([7, 8], eos=2), "completions", {"prompt": [[5, 6, 7], [5]], "n": 2}, 4 + 4 * 3),
+        (says([7, 8], eos=2), "completions", {"prompt": [5, 6, 7], "best_of": 4}, 3 + 4 * 3),
+        (embeds, "embeddings", {"input": [[5, 6, 7], [8, 9]]}, 5),
+        (lambda _: [], "completions", {"prompt": [5, 6, 7], "timeout_s": 0.001}, 3),
+        (fails("deadline"), "completions", {"prompt": [5, 6, 7]}, 3),
+        (fails("internal"), "completions", {"prompt": [5, 6, 7]}, 0),
+        (fails("queue_full"), "completions", {"prompt": [5, 6, 7]}, 0),
+    ],
+    ids=["plain", "n", "best_of", "embeddings", "late", "deadline", "failed", "refused"],
+)
+def test_what_requests_take(
+    make_api: MakeApi,
+    monkeypatch: pytest.MonkeyPatch,
+    script: Script,
+    path: str,
+    fields: dict[str, Any],
+    expected: int,
+) -> None:
+    monkeypatch.setattr("cupy_engine.server.generation.DEADLINE_GRACE_S", 0.1)
+    assert spent(make_api, script, f"/v1/{path}", fields) == expected
+
+
+def test_spreading_requests_over_workers_models_and_replicas_gains_nothing(tmp_path: Path) -> None:
+    table = '[[models]]\nname = "%s"\nmodel = "%s"\nreplicas = %d\n'
+    (tmp_path / "models.toml").write_text(table % ("one", TINY, 2) + table % ("two", TINY, 1))
+    options = ("--workers", "2", "--api-key", "k", "--api-key", "other", "--key-requests-per-minute", "2")
+    with LiveServer.serve("--config", str(tmp_path / "models.toml"), *options) as server:
+
+        def ask(number: int) -> int:
+            body = {"model": ("one", "two")[number % 2], "prompt": [5, 6], "max_tokens": 1}
+            return server.call("/v1/completions", body)[0]
+
+        server.key = "k"
+        assert ask(0) == 200
+        workers = server.worker_pids()
+        os.kill(workers[0], signal.SIGKILL)
+        wait_until(lambda: len(set(server.worker_pids()) - set(workers)) == 1, 10, "the worker is replaced")
+        with ThreadPoolExecutor(12) as pool:
+            assert Counter(pool.map(ask, range(12))) == {200: 1, 429: 11}
+        server.key = "other"
+        assert ask(0) == 200
 
 
 @pytest.mark.parametrize("state", ["ready", "dead"])
