@@ -1,4 +1,6 @@
-"""How much each API key may ask of the server: requests at a time, requests and tokens per minute; over all workers.
+"""How much each API key may ask of a server: requests at a time, requests and tokens per minute.
+
+What counts is the sum over all workers, models and replicas: every worker keeps its accounts in the same file.
 
     FOLDER/keys     shared memory: float64 cells, changed under a lock of the file
       workers       pid, start time                                 one row per worker that has served a request

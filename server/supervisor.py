@@ -3,7 +3,7 @@
 python -m cupy_engine.server.supervisor FOLDER OWNER_PIDFD [--quiet]
 
     server (gunicorn) ◀─ owner ─ supervisor ◀─ owner ─ engine processes, one per replica
-    FOLDER/              private (0700), removed by the supervisor
+    FOLDER/              private (0700), removed by whoever of supervisor and server ends last
       plan.json          the SupervisorPlan
       control.sock       SupervisorCommand ──▶  ◀── SupervisorReply, and the Roster whenever it changes
       error.txt          why the server could not start, if it could not
@@ -40,6 +40,7 @@ class Supervisor:
     def __init__(self, folder: Path, owner: int, *, is_quiet: bool) -> None:
         self._folder = folder
         self._owner = owner
+        self._is_owner_gone = False
         self._is_quiet = is_quiet
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._signals: list[int] = []
@@ -66,8 +67,10 @@ class Supervisor:
         return 0 if self._fleet.fatal_error is None else 1
 
     def close(self) -> None:
+        """The folder stays as long as the owner does: a successor goes on with what it says."""
         self._socket.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._is_owner_gone:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _is_over(self) -> bool:
         return self._fleet.is_over and time.monotonic() >= self._waits_for_owner_until_s
@@ -82,6 +85,7 @@ class Supervisor:
         if self._wake in ready:
             os.eventfd_read(self._wake)
         if self._owner in ready:
+            self._is_owner_gone = True
             self._signals.append(signal.SIGQUIT)
         while self._signals:
             self._waits_for_owner_until_s = 0.0

@@ -162,13 +162,17 @@ def test_a_request_that_ends_every_engine_does_so_three_times_at_most(long_model
         assert poison.result(5)[0] == 503
 
 
-def test_a_killed_supervisor_has_a_successor() -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_supervisor_that_ends_has_a_successor(number: signal.Signals) -> None:
     with LiveServer.serve(str(TINY), "--workers", "2") as server:
         killed = server.supervisor_pid()
-        os.kill(killed, signal.SIGKILL)
+        (folder,) = server.tmp.iterdir()
+        (folder / "note").touch()
+        os.kill(killed, number)
         wait_until(lambda: server.status("/health") == 503, 10, "not well")
         wait_until(lambda: server.status("/health") == 200, 20, "well again")
         assert server.supervisor_pid() != killed
+        assert (folder / "note").exists(), "what was written down, such as the accounts of keys, is there still"
         assert server.call("/v1/completions", PROMPT)[0] == 200
         assert server.end() == 0
         server.assert_no_trace()
