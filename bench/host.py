@@ -1,6 +1,7 @@
-"""The engine's own work per step, on any machine: a real core in front of a worker that only packs its plans.
+"""A server's engine at work on the steps between its GPU's: a real core, but a worker that only packs its plans.
 
-What this leaves out of a GPU's step is copies and launches; ``bench throughput --gpu-busy`` has all of it.
+All that this leaves out of the host's work are copies, launches and sockets; ``bench throughput --gpu-busy`` has them,
+but for the sockets. Besides the three parts, the work is to sort and encode the outputs for four HTTP workers.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from contextlib import contextmanager
 
 import numpy as np
 from cupy_engine.server.cli import main
+from cupy_engine.server.engine_socket import by_worker
+from cupy_engine.server.wire import encode, request_id
 from tqdm import trange
 
 from cupy_engine.block_manager import BlockManager
@@ -75,7 +78,10 @@ def _measure(batch_size: int, input_len: int, output_len: int, *, caches_prefixe
     with _frozen_heap(), HostClock.watching(core) as clock:
         num_tokens = 0
         while core.has_work:
-            num_tokens += len(core.step())
+            outputs = core.step()
+            num_tokens += len(outputs)
+            for mail in by_worker(outputs).values():
+                encode(mail)
     assert num_tokens == batch_size * output_len
     return clock.figures()
 
@@ -109,7 +115,7 @@ def _requests(batch_size: int, input_len: int, output_len: int) -> Iterator[Gene
     for i, length in enumerate(rng.integers(-(-input_len // 2), input_len + input_len // 2, batch_size, endpoint=True)):
         prompt = rng.integers(0, VOCAB_SIZE, length).tolist()
         params = SamplingParams(max_tokens=output_len, seed=i)
-        yield GenerateRequest(request_id=f"{i:08x}-{i:x}", prompt_token_ids=prompt, params=params)
+        yield GenerateRequest(request_id=request_id(i % 4, i), prompt_token_ids=prompt, params=params)
 
 
 @contextmanager

@@ -55,10 +55,7 @@ class EngineSocket:
 
     def deliver(self, replies: Sequence[Reply]) -> None:
         """Send each worker its replies, in one message."""
-        by_worker: dict[str, list[Reply]] = defaultdict(list)
-        for reply in replies:
-            by_worker[recipient(reply)].append(reply)
-        for worker, mail in by_worker.items():
+        for worker, mail in by_worker(replies).items():
             try:
                 self._socket.send_multipart((worker.encode(), encode(mail)), zmq.DONTWAIT)
             except zmq.ZMQError as error:
@@ -68,3 +65,11 @@ class EngineSocket:
 
     def close(self) -> None:
         self._socket.close()
+
+
+def by_worker(replies: Sequence[Reply]) -> dict[str, list[Reply]]:
+    """Replies by the routing id of who asked."""
+    mail: defaultdict[str, list[Reply]] = defaultdict(list)
+    for reply in replies:
+        mail[recipient(reply)].append(reply)
+    return mail
