@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 from cupy_engine.server.protocol import ChatRequest
+from cupy_engine.server.tool_formats import FORMS
 from cupy_engine.server.tool_use import tool_use
 
 from cupy_engine.config import EngineConfig
@@ -100,7 +101,7 @@ def _await(guides: Guides, guide: Guide) -> None:
 
 def _grammar(tools: list[dict[str, Any]]) -> Grammar:
     request = msgspec.convert({"messages": [], "tools": tools}, ChatRequest)
-    wanted = tool_use(request, "hermes", {}.get)
+    wanted = tool_use(request, FORMS["hermes"], {}.get)
     assert wanted is not None
     assert wanted.grammar is not None
     grammar: Grammar = wanted.grammar.to_grammar()

@@ -1,4 +1,4 @@
-"""How a family of models writes calls: one object per family has what reads them, and the grammar that they follow.
+"""How a family of models writes calls: one object per family reads and writes them, and has the grammar they follow.
 
     start: calls                  an answer must be calls
     start: calls | answer         or else what the request wants of an answer
@@ -22,6 +22,7 @@ ANY_TEXT = "(?s:.*)"
 SPACE_RULES = ("ws: WS?", r"WS: /[ \n]{1,2}/")
 
 Schema = Mapping[str, Any]
+Call = tuple[str, Mapping[str, Any]]  # the function's name, its arguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,9 @@ class CallForm(Protocol):
     @property
     def marks(self) -> Sequence[str]:
         """What shows where calls are, and so must not be skipped if it is a special token."""
+
+    def write(self, calls: Sequence[Call]) -> str:
+        """Calls as the model would write them."""
 
     def parser(self, functions: Mapping[str, Schema], max_calls: int) -> ToolParser:
         """For one answer; calls past ``max_calls`` are passed over."""

@@ -17,7 +17,7 @@ from .chat_prompt import messages_of, render_chat
 from .protocol import ChatRequest
 from .responses import AnswerOptions, Echo, chat_completion
 from .streaming import ChatChunks
-from .tool_formats import detect_family
+from .tool_formats import form_of
 from .tool_use import tool_use
 
 
@@ -48,10 +48,11 @@ class ChatApi(Answering):
 
     def prepare(self, fields: ChatRequest) -> Chat:
         """Check, render and tokenize. Raises ApiError or InvalidRequestError naming the field at fault."""
-        tools = tool_use(fields, self._tool_family(), self._special_id)
+        form = form_of(self.config.tool_call_parser, self.front_end.chat_template)
+        tools = tool_use(fields, form, self._special_id)
         params = validation.chat_params(fields, self.config, {} if tools is None else tools.sampling_changes(fields))
         messages = messages_of(fields.messages)
-        prompt = render_chat(self.front_end, messages, tools.tools if tools else (), fields)
+        prompt = render_chat(self.front_end, messages, tools.tools if tools else (), fields, form)
         requests = self.make_requests(fields, [prompt], params, add_special_tokens=bool(fields.add_special_tokens))
         does_echo = fields.echo and messages[-1]["role"] == "assistant"
         options = AnswerOptions(
@@ -61,12 +62,6 @@ class ChatApi(Answering):
             tools=tools,
         )
         return Chat(prompt, requests, params, options)
-
-    def _tool_family(self) -> str:
-        chosen, template = self.config.tool_call_parser, self.front_end.chat_template
-        if chosen != "auto":
-            return chosen
-        return detect_family("" if template is None else template.text_with_tools)
 
     def _special_id(self, text: str) -> int | None:
         tokenizer = self.front_end.tokenizer

@@ -12,6 +12,7 @@ from cupy_engine.chat_template import ChatTemplate
 from cupy_engine.frontend import FrontEnd
 
 from .api_errors import refuse
+from .call_form import CallForm
 from .logprob_format import Json
 from .protocol import ChatMessage, ContentPart, Tool, ToolCall
 from .tool_prompt import introduce_tools, spell_out_calls
@@ -36,8 +37,10 @@ class TemplateFields(Protocol):
     documents: list[Json] | None
 
 
-def render_chat(front_end: FrontEnd, messages: list[Json], tools: Sequence[Tool], fields: TemplateFields) -> str:
-    """The prompt text of ``messages``, from :func:`messages_of`.
+def render_chat(
+    front_end: FrontEnd, messages: list[Json], tools: Sequence[Tool], fields: TemplateFields, form: CallForm
+) -> str:
+    """The prompt text of ``messages``, from :func:`messages_of`; ``form``: of calls, where the template knows of none.
 
     Raises:
         ApiError, InvalidRequestError: the options contradict each other, or the template refuses the messages.
@@ -55,8 +58,8 @@ def render_chat(front_end: FrontEnd, messages: list[Json], tools: Sequence[Tool]
     if template is None or template.takes("tools"):
         variables["tools"] = [_tool(tool) for tool in tools] or None
     else:
-        messages = introduce_tools(messages, [_tool(tool) for tool in tools]) if tools else messages
-        messages = spell_out_calls(messages)
+        messages = introduce_tools(messages, [_tool(tool) for tool in tools], form) if tools else messages
+        messages = spell_out_calls(messages, form)
     return front_end.render_chat(messages, add_generation_prompt=opens, continue_final_message=continues, **variables)
 
 

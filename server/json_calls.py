@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .call_form import ANY_TEXT, SPACE_RULES, Schema, WantedCalls, json_rule, opened_by, text_rules
+from .call_form import ANY_TEXT, SPACE_RULES, Call, Schema, WantedCalls, json_rule, opened_by, text_rules
 from .json_call_parser import JsonCallParser
 
 _TEXT_THAT_IS_NO_CALL = r"\s*([^\s{\[](?s:.*))?"
@@ -38,6 +38,12 @@ class JsonForm:
     @property
     def marks(self) -> Sequence[str]:
         return [mark for mark in (self.begin, self.end) if mark]
+
+    def write(self, calls: Sequence[Call]) -> str:
+        objects = [json.dumps({"name": name, self.arguments: given}, ensure_ascii=False) for name, given in calls]
+        if self.end:
+            return "\n".join(f"{self.begin}\n{each}\n{self.end}" for each in objects)
+        return self.begin + self.opens + f"{self.between} ".join(objects) + self.closes
 
     def parser(self, functions: Mapping[str, Schema], max_calls: int) -> JsonCallParser:
         return JsonCallParser(self, functions, max_calls)

@@ -18,6 +18,7 @@ from .engine_client import HealthState, require_ready
 from .generation import Service
 from .model_directory import ModelDirectory
 from .protocol import DetokenizeRequest, TokenizeRequest
+from .tool_formats import form_of
 
 
 def operations_blueprint(models: ModelDirectory) -> Blueprint:
@@ -71,7 +72,8 @@ class Operations:
         tokenizer = _tokenizer(service)
         if fields.messages is not None:
             messages = messages_of(fields.messages)
-            text = render_chat(service.front_end, messages, fields.tools or (), fields)
+            form = form_of(service.config.tool_call_parser, service.front_end.chat_template)
+            text = render_chat(service.front_end, messages, fields.tools or (), fields, form)
             token_ids = tokenizer.encode(text, add_special_tokens=bool(fields.add_special_tokens))
         else:
             token_ids = tokenizer.encode(fields.prompt or "", add_special_tokens=fields.add_special_tokens is not False)

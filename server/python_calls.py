@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from .arguments import Argument, InexpressibleError, arguments_of, demands, takes_any
-from .call_form import SPACE_RULES, Schema, WantedCalls, json_rule, text_rules
+from .call_form import SPACE_RULES, Call, Schema, WantedCalls, json_rule, text_rules
 from .tool_pieces import MAX_HELD_SPACES, CallArguments, CallStart, Piece, Text
 
 _MAX_CHARS = 64 << 10
@@ -22,6 +22,9 @@ class PythonForm:
     @property
     def marks(self) -> Sequence[str]:
         return ()
+
+    def write(self, calls: Sequence[Call]) -> str:
+        return f"[{', '.join(_written(name, given) for name, given in calls)}]"
 
     def parser(self, functions: Mapping[str, Schema], max_calls: int) -> PythonCallParser:
         return PythonCallParser(functions, max_calls)
@@ -36,6 +39,11 @@ class PythonForm:
 
     def text_rules(self, wanted: WantedCalls) -> list[str]:
         return [*text_rules(r"\s*([^\s\[](?s:.*))?"), "text_calls: calls"]
+
+
+def _written(name: str, given: Mapping[str, Any]) -> str:
+    values = {key: str(v) if isinstance(v, bool) else json.dumps(v, ensure_ascii=False) for key, v in given.items()}
+    return f"{name}({', '.join(f'{key}={value}' for key, value in values.items())})"
 
 
 def _call_rules(i: int, name: str, schema: Schema) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from cupy_engine.chat_template import ChatTemplate
+
 from .call_form import CallForm
 from .json_calls import JsonForm
 from .python_calls import PythonForm
@@ -30,6 +32,11 @@ _SIGNS = {  # what only a family's chat template says
     '"parameters": dictionary': "llama3_json",
     "[func_name1(": "pythonic",
 }
+
+
+def form_of(chosen: str, template: ChatTemplate | None) -> CallForm:
+    """The form of calls of the family ``chosen``, one of ``TOOL_PARSERS``; ``auto`` goes by the chat template."""
+    return FORMS[detect_family("" if template is None else template.text_with_tools) if chosen == "auto" else chosen]
 
 
 def detect_family(template: str) -> str:

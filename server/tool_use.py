@@ -23,7 +23,7 @@ from .arguments import InexpressibleError
 from .call_form import CallForm, Schema, WantedCalls, call_grammar
 from .output_form import answer_schema
 from .protocol import ChatRequest, FunctionDefinition, NamedToolChoice, Tool
-from .tool_formats import FORMS, LIST
+from .tool_formats import LIST
 from .tool_pieces import ToolParser
 
 MAX_TOOLS = 128
@@ -67,11 +67,11 @@ class ToolUse:
         return changes
 
 
-def tool_use(fields: ChatRequest, family: str, special_id: SpecialId) -> ToolUse | None:
+def tool_use(fields: ChatRequest, form: CallForm, special_id: SpecialId) -> ToolUse | None:
     """``None`` if the request has no tools or wants no calls.
 
     Args:
-        family: how the model writes calls of its own accord.
+        form: in which the model writes calls of its own accord.
         special_id: the id of the special token that is written so, if there is one.
 
     Raises:
@@ -89,7 +89,7 @@ def tool_use(fields: ChatRequest, family: str, special_id: SpecialId) -> ToolUse
     must_call = forced is not None or choice == "required"
     answer = None if must_call else answer_schema(fields.response_format)
     check_schema_depth(answer, "response_format")
-    form, grammar = FORMS[family], None
+    grammar = None
     if must_call or answer is not None or any(function.strict for function in functions):
         schemas = {each.name: _parameters(each) if must_call or each.strict else _ANY_OBJECT for each in functions}
         wanted = WantedCalls(schemas, max_calls, special_id)

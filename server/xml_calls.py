@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .arguments import Argument, InexpressibleError, arguments_of, properties_of, takes_any
-from .call_form import ANY_TEXT, SPACE_RULES, Schema, WantedCalls, json_rule, opened_by
+from .call_form import ANY_TEXT, SPACE_RULES, Call, Schema, WantedCalls, json_rule, opened_by
 from .tool_pieces import CallArguments, CallStart, Piece, Text, num_held
 from .xml_values import argument_of, ways_to_write
 
@@ -29,6 +29,9 @@ class XmlForm:
     @property
     def marks(self) -> Sequence[str]:
         return (BEGIN, END)
+
+    def write(self, calls: Sequence[Call]) -> str:
+        return "\n".join(_written(name, given) for name, given in calls)
 
     def parser(self, functions: Mapping[str, Schema], max_calls: int) -> XmlCallParser:
         return XmlCallParser(functions, max_calls)
@@ -44,6 +47,12 @@ class XmlForm:
 
     def text_rules(self, wanted: WantedCalls) -> list[str]:
         return [*opened_by(wanted.mark(BEGIN), ANY_TEXT), "text_calls: opening body"]
+
+
+def _written(name: str, given: Mapping[str, Any]) -> str:
+    values = {key: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for key, v in given.items()}
+    members = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in values.items())
+    return f"{BEGIN}\n<function={name}>\n{members}</function>\n{END}"
 
 
 _TEXT_RULES = (

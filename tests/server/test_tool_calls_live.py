@@ -57,7 +57,15 @@ def give_mark(file: Path, mark: str) -> None:
 
 
 def ask(client: openai.OpenAI, *, streams: bool, **fields: Any) -> list[Choice]:
-    request = {"messages": HI, "tools": TOOLS, "max_tokens": 200, "temperature": 1, "seed": 7, "n": 3, **fields}
+    request = {
+        "messages": HI,
+        "tools": TOOLS,
+        "parallel_tool_calls": False,
+        "temperature": 1,
+        "seed": 7,
+        "n": 3,
+        **fields,
+    }
     model = client.models.list().data[0].id
     if not streams:
         return client.chat.completions.create(model=model, **request).choices
@@ -79,9 +87,14 @@ def calls_of(choice: Choice) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("streams", [False, True])
 def test_a_strict_call_in_free_text(client: openai.OpenAI, streams: bool) -> None:
     called = [calls_of(choice) for choice in ask(client, streams=streams, logit_bias=CALLS)]
-    assert len({json.dumps(each) for each in called}) > 1, "seeds differ"
-    one = ask(client, streams=streams, logit_bias=CALLS, parallel_tool_calls=False)
-    assert [len(calls_of(choice)) for choice in one] == [1, 1, 1]
+    assert [len(calls) for calls in called] == [1, 1, 1]
+    assert len({json.dumps(calls) for calls in called}) > 1, "seeds differ"
+
+
+def test_several_strict_calls(client: openai.OpenAI) -> None:
+    choices = ask(client, streams=False, logit_bias=CALLS, parallel_tool_calls=True, max_tokens=300, n=8)
+    called = [calls_of(choice) for choice in choices if choice.finish_reason != "length"]
+    assert max(map(len, called)) > 1
 
 
 def test_free_text_without_a_call(client: openai.OpenAI) -> None:

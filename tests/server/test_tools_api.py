@@ -181,6 +181,19 @@ def test_a_template_without_tools_is_helped_out(api: Api, front_end: FrontEnd) -
     assert "get_weather" not in prompt_of(api, front_end)
 
 
+def test_it_is_helped_out_in_the_familys_form(make_api: MakeApi, front_end: FrontEnd) -> None:
+    call = {"id": "1", "function": {"name": "get_weather", "arguments": '{"city": "Bern"}'}}
+    messages = [{"role": "user", "content": "W?"}, {"role": "assistant", "content": "Hm.", "tool_calls": [call]}]
+    api = make_api(tool_call_parser="pythonic")
+    assert api.chat(tools=TOOLS, messages=messages).status_code == 200
+    prompt = prompt_of(api, front_end)
+    assert 'written like this:\n[function_name(argument="value")]' in prompt
+    assert 'Hm.\n[get_weather(city="Bern")]' in prompt
+    assert "<tool_call>" not in prompt
+    tokens = api.post("/tokenize", {"messages": messages, "tools": TOOLS}).get_json()
+    assert tokens["tokens"] == api.engine.requests[-1].prompt_token_ids
+
+
 TEMPLATE = (
     "{% for t in tools or [] %}T:{{ t.function.name }} {% endfor %}{% for d in documents or [] %}D:{{ d.text }} "
     "{% endfor %}{% for m in messages %}{{ m.role }}:{{ m.content }}{% for c in m.tool_calls or [] %}"

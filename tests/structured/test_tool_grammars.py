@@ -84,7 +84,7 @@ def use(family: str, marks: dict[str, int] | None = None, *, strict: bool = True
         for name, schema in schemas_for(family).items()
     ]
     request = msgspec.convert({"messages": [], "tools": tools, **fields}, ChatRequest)
-    found = tool_use(request, family, (marks or {}).get)
+    found = tool_use(request, FORMS[family], (marks or {}).get)
     assert found is not None
     return found
 
@@ -204,6 +204,19 @@ def test_calls_or_an_answer(family: str, marks: dict[str, int], vocabulary: obje
     assert True in kinds
 
 
+@pytest.mark.parametrize(("family", "marks"), VARIANTS, ids=str)
+def test_calls_are_written_as_they_are_read_and_constrained(
+    family: str, marks: dict[str, int], vocabulary: object, tokenizer: Tokenizer
+) -> None:
+    trip = {"to": "Bern", "days": 3, "direct": True, "via": ["Bern", "Zürich"], "note": "a é🦥"}
+    calls = [("book_trip", trip), ("get_time", {}), ("book_trip", {"to": "Bern", "days": 99, "note": None})]
+    wanted = use(family, marks, tool_choice="required")
+    walk = Walk(vocabulary, tokenizer, wanted, marks)
+    assert walk.say(FORMS[family].write(calls)), walk.text
+    assert walk.can_end
+    assert read(wanted, walk.text) == ("", calls)
+
+
 TRIP_ARGUMENTS = '{"to": "Zürich", "days": 3, "note": null}'
 TRIP_CALL = '{"name": "book_trip", "arguments": ' + TRIP_ARGUMENTS + "}"
 TIME_CALL = '{"name": "get_time", "arguments": {}}'
@@ -309,11 +322,11 @@ CANNOT_HOLD += [("pythonic", schema) for schema in (NO_FORM | NO_PYTHON).values(
 def test_what_a_form_cannot_hold_becomes_a_json_list_or_is_refused(family: str, schema: dict[str, Any]) -> None:
     function = {"name": "f", "parameters": schema, "strict": True}
     fields = {"messages": [], "tools": [{"type": "function", "function": function}]}
-    forced = tool_use(msgspec.convert({**fields, "tool_choice": "required"}, ChatRequest), family, {}.get)
+    forced = tool_use(msgspec.convert({**fields, "tool_choice": "required"}, ChatRequest), FORMS[family], {}.get)
     assert forced is not None
     assert forced.form is LIST
     with pytest.raises(ApiError, match=r"tools\[0\].function.strict cannot be kept: .* has no place for") as caught:
-        tool_use(msgspec.convert(fields, ChatRequest), family, {}.get)
+        tool_use(msgspec.convert(fields, ChatRequest), FORMS[family], {}.get)
     assert caught.value.param == "tools[0].function.strict"
 
 
@@ -342,7 +355,7 @@ def test_schemas_that_make_no_sense_do_no_harm(keyword: str) -> None:
             for choice in ("auto", "required"):
                 fields = {"messages": [], "tools": [tool], "tool_choice": choice}
                 with contextlib.suppress(ApiError):
-                    tool_use(msgspec.convert(fields, ChatRequest), family, {}.get)
+                    tool_use(msgspec.convert(fields, ChatRequest), FORMS[family], {}.get)
             FORMS[family].parser({"f": schema}, 1).feed(text)
 
 
@@ -353,7 +366,7 @@ def test_schemas_that_refer_to_themselves_many_times_take_no_time() -> None:
     assert argument_of("5", {**schema["properties"]["x"], "$defs": definitions}) == "5"
     tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
     fields = {"messages": [], "tools": [tool], "tool_choice": "required"}
-    assert tool_use(msgspec.convert(fields, ChatRequest), "qwen3_coder", {}.get) is not None
+    assert tool_use(msgspec.convert(fields, ChatRequest), FORMS["qwen3_coder"], {}.get) is not None
     assert time.perf_counter() - start_s < 1
 
 
