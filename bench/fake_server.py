@@ -89,7 +89,10 @@ class FakeServer:
         self._selector.register(peer.socket, selectors.EVENT_READ, peer)
 
     def _receive(self, peer: _Peer) -> None:
-        data = peer.socket.recv(_RECEIVE_BYTES)
+        try:
+            data = peer.socket.recv(_RECEIVE_BYTES)
+        except ConnectionError:  # it left in the middle of its answer
+            data = b""
         if not data:
             self._selector.unregister(peer.socket)
             peer.socket.close()

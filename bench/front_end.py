@@ -17,7 +17,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .http_load import Connection, Load, closed_loop, post, quantile
+from .http_client import Connection, Crowd, post
+from .loops import closed_loop, quantile
 from .server_process import ServerProcess, usage_of
 from .twin import common_words, random_texts, serve_twin
 
@@ -75,30 +76,30 @@ class FrontEndBench:
 
     def streams(self, num_streams: int, num_slow: int = 0) -> StreamFigures:
         """Open streams, wait until all of them run, and measure; the first ``num_slow`` clients read nothing."""
-        load = Load(self._server.address, on_end=lambda connection: None)
+        crowd = Crowd(self._server.address, on_end=lambda connection: None)
         body = {"stream": True, "max_tokens": MAX_TOKENS, "ignore_eos": True}
         for number in range(num_streams):
-            load.open(post("/v1/completions", {"prompt": next(self._texts), **body}), reads=number >= num_slow)
+            crowd.open(post("/v1/completions", {"prompt": next(self._texts), **body}), reads=number >= num_slow)
         try:
-            return self._measure(load, num_streams, num_slow)
+            return self._measure(crowd, num_streams, num_slow)
         finally:
-            load.close_all()
+            crowd.close_all()
 
-    def _measure(self, load: Load, num_streams: int, num_slow: int) -> StreamFigures:
-        readers = [each.exchange for each in load.connections.values() if each.reads and each.exchange is not None]
+    def _measure(self, crowd: Crowd, num_streams: int, num_slow: int) -> StreamFigures:
+        readers = [each.exchange for each in crowd.connections.values() if each.reads]
         deadline_s = time.monotonic() + START_TIMEOUT_S
-        while any(each.num_events == 0 for each in readers) and time.monotonic() < deadline_s:
-            load.run_until(time.monotonic() + 0.2)
+        while not all(each.event_times_s for each in readers) and time.monotonic() < deadline_s:
+            crowd.run_until(time.monotonic() + 0.2)
         for each in readers:
-            each.gaps_s.clear()
+            del each.event_times_s[:-1]
         num_tokens = self._server.metric("generation_tokens_total")
         before, start_s = usage_of(self._workers), time.monotonic()
-        load.run_until(start_s + self._seconds)
+        crowd.run_until(start_s + self._seconds)
         after, seconds = usage_of(self._workers), time.monotonic() - start_s
         num_tokens = self._server.metric("generation_tokens_total") - num_tokens
         num_held = int(self._server.metric("num_requests_running"))
-        gaps_s = [gap_s for each in readers for gap_s in each.gaps_s]
-        latency_p50_ms, latency_p99_ms = self._latency_beside(load)
+        gaps_s = [gap_s for each in readers for gap_s in each.gaps_s()]
+        latency_p50_ms, latency_p99_ms = self._latency_beside(crowd)
         return StreamFigures(
             num_streams,
             num_held,
@@ -114,7 +115,8 @@ class FrontEndBench:
         )
 
     def _run_requests(self, seconds: float) -> int:
-        return len(closed_loop(self._server.address, self._completions(), NUM_CLIENTS, seconds))
+        done = closed_loop(self._server.address, self._completions(), NUM_CLIENTS, seconds)
+        return sum(each.error is None for each in done)
 
     def _completions(self) -> Iterator[bytes]:
         for text in self._texts:
@@ -130,18 +132,17 @@ class FrontEndBench:
         times_s = [each.total_s for each in done]
         return quantile(times_s, 0.5) * 1e3, quantile(times_s, 0.99) * 1e3
 
-    def _latency_beside(self, load: Load) -> tuple[float, float]:
-        """The same while the streams of ``load`` go on."""
+    def _latency_beside(self, crowd: Crowd) -> tuple[float, float]:
+        """The same while the streams of ``crowd`` go on."""
         requests = self._tokenizations()
         times_s: list[float] = []
 
         def again(connection: Connection) -> None:
-            assert connection.exchange is not None
             times_s.append(connection.exchange.total_s)
             connection.send(next(requests))
 
-        load.open(next(requests), on_end=again)
-        load.run_until(time.monotonic() + self._seconds / 2)
+        crowd.open(next(requests), on_end=again)
+        crowd.run_until(time.monotonic() + self._seconds / 2)
         return quantile(times_s, 0.5) * 1e3, quantile(times_s, 0.99) * 1e3
 
 

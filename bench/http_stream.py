@@ -8,15 +8,15 @@ _HEAD_END = b"\r\n\r\n"
 class StreamReader:
     """Reads one response: feed it what the socket gives. Understands chunked bodies, sized ones, and read-to-the-end.
 
-    ``status`` is ``None`` until the head is there; ``is_done`` once the body is whole.
+    ``status`` is 0 until the head is there; ``is_done`` once the body is whole.
     """
 
     def __init__(self) -> None:
-        self.status: int | None = None
+        self.status = 0
         self.is_done = False
         self.keeps_alive = True
-        self._raw = bytearray()
-        self._text = bytearray()
+        self._raw = b""  # not understood yet
+        self._text = b""  # of the body; no whole event yet
         self._is_chunked = False
         self._num_left: int | None = None  # bytes of the body, or of the chunk; None: until the connection ends
 
@@ -26,27 +26,29 @@ class StreamReader:
         return self._text.decode("utf-8", "replace")
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The data of the events that are whole now. Comments are dropped.
+        """The data of the events that are whole now; ``data`` is empty at the end of the connection. Drops comments.
 
         Raises:
             ValueError: this is no HTTP.
         """
+        if not data:
+            self.is_done = self.is_done or (bool(self.status) and self._num_left is None and not self._is_chunked)
+            return []
         self._raw += data
-        if self.status is None and not self._read_head():
+        if not self.status and not self._read_head():
             return []
-        self._read_body()
-        if b"\n\n" not in self._text:
-            return []
-        *events, rest = self._text.split(b"\n\n")
-        self._text = rest
-        return [bytes(event[6:]) for event in events if event.startswith(b"data: ")]
+        text = self._text + (self._read_chunks() if self._is_chunked else self._read_plain())
+        if b"\r" in text:
+            text = text.replace(b"\r", b"")  # JSON holds no bare carriage return
+        *events, self._text = text.split(b"\n\n")
+        return [event[6:] for event in events if event.startswith(b"data: ")]
 
     def _read_head(self) -> bool:
-        end = self._raw.find(_HEAD_END)
-        if end < 0:
+        head, separator, rest = self._raw.partition(_HEAD_END)
+        if not separator:
             return False
-        first, *lines = self._raw[:end].decode("latin-1").split("\r\n")
-        del self._raw[: end + len(_HEAD_END)]
+        self._raw = rest
+        first, *lines = head.decode("latin-1").split("\r\n")
         version, _, status = first.partition(" ")
         if not version.startswith("HTTP/1."):
             raise ValueError(f"this is no HTTP: {first[:40]!r}")
@@ -59,33 +61,31 @@ class StreamReader:
             self.keeps_alive &= self._num_left is not None
         return True
 
-    def _read_body(self) -> None:
-        if not self._is_chunked:
-            self._take(len(self._raw))
-            self.is_done = self._num_left == 0
-            return
-        while not self.is_done and (self._num_left or self._read_chunk_head()):
-            if not self._raw:
-                return
-            assert self._num_left is not None
-            self._take(min(self._num_left, len(self._raw)))
-
-    def _read_chunk_head(self) -> bool:
-        """Read the size of the next chunk, if it is there and not the end; the last chunk's line end comes first."""
-        start = 2 if self._raw.startswith(b"\r\n") else 0
-        end = self._raw.find(b"\r\n", start)
-        if end < 0:
-            return False
-        num_bytes = int(self._raw[start:end].split(b";")[0], 16)
-        if num_bytes == 0:
-            self.is_done = self._raw.endswith(b"\r\n\r\n")
-            return False
-        self._num_left = num_bytes
-        del self._raw[: end + 2]
-        return True
-
-    def _take(self, num_bytes: int) -> None:
-        self._text += self._raw[:num_bytes].replace(b"\r", b"")  # JSON holds no bare carriage return
-        del self._raw[:num_bytes]
+    def _read_plain(self) -> bytes:
+        text, self._raw = self._raw, b""
         if self._num_left is not None:
-            self._num_left -= num_bytes
+            self._num_left -= len(text)
+            self.is_done = self._num_left <= 0
+        return text
+
+    def _read_chunks(self) -> bytes:
+        """What has come of all chunks."""
+        raw, place, num_left, text = self._raw, 0, self._num_left or 0, b""
+        while place < len(raw):
+            if num_left == 0:
+                start = place + 2 if raw.startswith(b"\r\n", place) else place  # the last chunk's line end
+                if (end := raw.find(b"\r\n", start)) < 0:
+                    break
+                num_left = int(raw[start:end].partition(b";")[0], 16)
+                if num_left == 0:  # what is left is trailers and an empty line
+                    self.is_done = raw.endswith(_HEAD_END)
+                    break
+                place = end + 2
+            part = raw[place : place + num_left]
+            text += part
+            place += len(part)
+            num_left -= len(part)
+            if num_left == 0 and raw.startswith(b"\r\n", place):
+                place += 2
+        self._raw, self._num_left = raw[place:], num_left
+        return text

@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from .http_load import Exchange, closed_loop, open_loop, post, quantile
+from .http_client import Exchange, post
+from .loops import closed_loop, open_loop, quantile
 from .server_process import ServerProcess
 from .twin import common_words, random_texts, serve_twin
 
@@ -30,7 +31,10 @@ SLACK = 1.0  # of the uncongested p99 becomes the target
 
 @dataclass(frozen=True, slots=True)
 class Latencies:
-    """Of the accepted requests of a run, in milliseconds, and of its refusals."""
+    """Of the accepted requests of a run, in milliseconds, and of its refusals.
+
+    ``num_lost``: connections that closed without an answer; ``num_cut_off``: within one. ``other``: statuses.
+    """
 
     num_accepted: int
     num_refused: int
@@ -43,13 +47,15 @@ class Latencies:
     refusal_p50_ms: float
     refusal_p90_ms: float
     refusal_p99_ms: float
+    num_lost: int
+    num_cut_off: int
     other: dict[int, int]
 
     @classmethod
     def of(cls, done: list[Exchange]) -> Latencies:
         accepted = [each for each in done if each.status == 200]
         refused_s = [each.total_s for each in done if each.status == 429]
-        tpots_s = [(each.last_s - each.first_s) / each.num_events for each in accepted]
+        tpots_s = [each.tpot_s for each in accepted]
         return cls(
             num_accepted=len(accepted),
             num_refused=len(refused_s),
@@ -62,7 +68,9 @@ class Latencies:
             refusal_p50_ms=_ms(refused_s, 0.5),
             refusal_p90_ms=_ms(refused_s, 0.9),
             refusal_p99_ms=_ms(refused_s, 0.99),
-            other=dict(Counter(each.status for each in done if each.status not in (200, 429))),
+            num_lost=sum(each.is_lost for each in done),
+            num_cut_off=sum(not each.is_whole for each in done if not each.is_lost),
+            other=dict(Counter(each.status for each in done if each.status not in (0, 200, 429))),
         )
 
 

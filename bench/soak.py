@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 
-from .http_load import Connection, Load, post
+from .http_client import Connection, Crowd, post
 from .server_process import ServerProcess, Usage, usage_of
 from .twin import common_words, serve_twin
 
@@ -57,7 +57,7 @@ class Soak:
         self._server = server
         self._words = words
         self._random = random.Random(seed)
-        self._load = Load(server.address, self._end)
+        self._crowd = Crowd(server.address, self._end)
         self._leaving: list[tuple[float, int, Connection]] = []  # when clients hang up, earliest first
         self._order = itertools.count()
         self._num_opened = 0
@@ -66,10 +66,10 @@ class Soak:
     def run(self, num_requests: int) -> Snapshot:
         """Send that many more, and wait until all of them are over."""
         last = self._num_opened + num_requests
-        while self._num_opened < last or self._load.connections:
-            while self._num_opened < last and len(self._load.connections) < NUM_CLIENTS:
+        while self._num_opened < last or self._crowd.connections:
+            while self._num_opened < last and len(self._crowd.connections) < NUM_CLIENTS:
                 self._open()
-            self._load.run_until(time.monotonic() + 0.002)
+            self._crowd.run_until(time.monotonic() + 0.002)
             self._hang_up()
         return self._snapshot()
 
@@ -77,13 +77,16 @@ class Soak:
         self._num_opened += 1
         kind = self._random.random()
         if kind < 0.1:
-            connection, patience_s = self._load.open(self._random.choice(_MALFORMED)), 0.2
+            connection, patience_s = self._crowd.open(self._random.choice(_MALFORMED)), 0.2
         elif kind < 0.35:
-            connection, patience_s = self._load.open(self._request(500)), self._random.expovariate(1 / 0.05)
+            connection, patience_s = self._crowd.open(self._request(500)), self._random.expovariate(1 / 0.05)
         elif kind < 0.5:
-            connection, patience_s = self._load.open(self._request(500, timeout_s=self._random.uniform(0.001, 0.2))), 30
+            connection, patience_s = (
+                self._crowd.open(self._request(500, timeout_s=self._random.uniform(0.001, 0.2))),
+                30,
+            )
         else:
-            connection, patience_s = self._load.open(self._request(self._random.randint(1, 24))), 30
+            connection, patience_s = self._crowd.open(self._request(self._random.randint(1, 24))), 30
         heapq.heappush(self._leaving, (time.monotonic() + patience_s, next(self._order), connection))
 
     def _request(self, max_tokens: int, **fields: object) -> bytes:
@@ -97,16 +100,15 @@ class Soak:
         return post("/v1/completions", {"prompt": prompt, **body})
 
     def _end(self, connection: Connection) -> None:
-        assert connection.exchange is not None
         self.outcomes[str(connection.exchange.status)] += 1
-        self._load.close(connection)
+        self._crowd.close(connection)
 
     def _hang_up(self) -> None:
         while self._leaving and self._leaving[0][0] <= time.monotonic():
             connection = heapq.heappop(self._leaving)[2]
-            if self._load.connections.get(connection.socket.fileno()) is connection:
+            if self._crowd.is_open(connection):
                 self.outcomes["left"] += 1
-                self._load.close(connection)
+                self._crowd.close(connection)
 
     def _snapshot(self) -> Snapshot:
         deadline_s = time.monotonic() + IDLE_TIMEOUT_S

@@ -113,7 +113,7 @@ def one_shot_server(answer: bytes) -> tuple[Target, Callable[[], None]]:
     [
         (SIZED, "status 400: no\n such"),
         (b"".join(answer_pieces(2))[:-1], "the connection ended before the answer"),
-        (b"", "the connection ended before the answer"),
+        (b"", "the connection was closed without an answer"),
         (b"nonsense\r\n\r\n", "this is no HTTP: 'nonsense'"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from cupy_engine.bench.http_load import quantile
+from cupy_engine.bench.loops import quantile
 from simulated_engine import Served, SimulatedEngine, StepCosts
 
 SECONDS = 12.0
