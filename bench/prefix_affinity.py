@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .http_load import Address
+from .http_client import Address
 from .twin import serve_twin
 
 VOCAB_SIZE = 4096
