@@ -87,32 +87,31 @@ def tool_use(fields: ChatRequest, form: CallForm, special_id: SpecialId) -> Tool
     functions = [tool.function for tool in tools] if forced is None else [forced]
     max_calls = 1 if forced is not None or fields.parallel_tool_calls is False else MAX_CALLS
     must_call = forced is not None or choice == "required"
-    answer = None if must_call else answer_schema(fields.response_format)
-    check_schema_depth(answer, "response_format")
+    answer = None if must_call else _answer(fields)
     grammar = None
     if must_call or answer is not None or any(function.strict for function in functions):
         schemas = {each.name: _parameters(each) if must_call or each.strict else _ANY_OBJECT for each in functions}
         wanted = WantedCalls(schemas, max_calls, special_id)
-        if must_call or answer is not None:
-            form, text = _form_and_grammar(form, wanted, answer)
-        else:
-            text = _grammar_in_text(form, wanted, tools)
-        param = "tools" if answer is None else "tools with response_format"
-        grammar = StructuredOutputs(grammar=text, param=param)
+        form, grammar = _constrained(form, wanted, answer, tools, allows_text=not must_call and answer is None)
     has_special_marks = any(special_id(mark) is not None for mark in form.marks)
     return ToolUse(tools, functions, form, max_calls, grammar, has_special_marks)
 
 
-def _form_and_grammar(form: CallForm, wanted: WantedCalls, answer: Schema | None) -> tuple[CallForm, str]:
-    """Calls in the family's form, or in a JSON list if that cannot hold them to their schemas."""
+def _constrained(
+    form: CallForm, wanted: WantedCalls, answer: Schema | None, tools: Sequence[Tool], *, allows_text: bool
+) -> tuple[CallForm, StructuredOutputs]:
+    """Calls in the family's form, or in a JSON list if that cannot hold them to their schemas and calls stand alone."""
     try:
-        return form, call_grammar(form, wanted, answer)
+        text = call_grammar(form, wanted, answer, allows_text=allows_text)
     except InexpressibleError:
-        return LIST, call_grammar(LIST, wanted, answer)
+        if allows_text:
+            _refuse_strict(form, wanted, tools)
+        form, text = LIST, call_grammar(LIST, wanted, answer)
+    return form, StructuredOutputs(grammar=text, param="tools" if answer is None else "tools with response_format")
 
 
-def _grammar_in_text(form: CallForm, wanted: WantedCalls, tools: Sequence[Tool]) -> str:
-    """Calls in the family's form, where the model likes. Raises ApiError for a function that cannot be strict."""
+def _refuse_strict(form: CallForm, wanted: WantedCalls, tools: Sequence[Tool]) -> None:
+    """Raises ApiError naming the function that cannot be strict."""
     for i, tool in enumerate(tools):
         name = tool.function.name
         try:
@@ -120,7 +119,13 @@ def _grammar_in_text(form: CallForm, wanted: WantedCalls, tools: Sequence[Tool])
         except InexpressibleError as error:
             param = f"tools[{i}].function.strict"
             refuse(param, f"{param} cannot be kept: {error}; leave it out, or set tool_choice to required")
-    return call_grammar(form, wanted, allows_text=True)
+
+
+def _answer(fields: ChatRequest) -> Schema | None:
+    """What response_format wants."""
+    answer = answer_schema(fields.response_format)
+    check_schema_depth(answer, "response_format")
+    return answer
 
 
 def _check(tools: Sequence[Tool]) -> None:
