@@ -12,6 +12,8 @@ from cupy_engine.errors import InvalidRequestError
 
 from .api_errors import ApiError, refuse, to_api_error
 from .protocol import (
+    AllowedToolChoice,
+    AllowedTools,
     CalledFunction,
     ChatMessage,
     ChatRequest,
@@ -23,8 +25,16 @@ from .protocol import (
     ResponseFormat,
     Tool,
     ToolCall,
+    ToolChoice,
 )
-from .response_protocol import InputItem, ResponseRequest, ResponseTool, ResponseToolChoice, TextOptions
+from .response_protocol import (
+    InputItem,
+    ResponseAllowedTools,
+    ResponseRequest,
+    ResponseTool,
+    ResponseToolChoice,
+    TextOptions,
+)
 
 _SAME_NAMES = frozenset(ResponseRequest.__struct_fields__) & frozenset(ChatRequest.__struct_fields__)
 _OTHER_NAMES = (  # patterns of a chat's names and what a Responses request calls them
@@ -112,9 +122,13 @@ def _tool(tool: ResponseTool) -> Tool:
     return Tool(type="function", function=FunctionDefinition(**given))
 
 
-def _tool_choice(choice: str | ResponseToolChoice | None) -> NamedToolChoice | None:
-    if isinstance(choice, ResponseToolChoice):
-        return NamedToolChoice(type="function", function=FunctionName(name=choice.name))
+def _tool_choice(choice: str | ResponseToolChoice | ResponseAllowedTools | None) -> ToolChoice | None:
+    match choice:
+        case ResponseToolChoice(name=name):
+            return NamedToolChoice(function=FunctionName(name=name))
+        case ResponseAllowedTools(mode=mode, tools=tools):
+            named = [NamedToolChoice(function=FunctionName(name=tool.name)) for tool in tools]
+            return AllowedToolChoice(allowed_tools=AllowedTools(mode=mode, tools=named))
     return choice  # type: ignore[return-value]
 
 

@@ -31,9 +31,13 @@ class ResponseTool(msgspec.Struct, kw_only=True):
     strict: bool | None = None
 
 
-class ResponseToolChoice(msgspec.Struct, kw_only=True):
-    type: Literal["function"]
+class ResponseToolChoice(msgspec.Struct, kw_only=True, tag_field="type", tag="function"):
     name: str
+
+
+class ResponseAllowedTools(msgspec.Struct, kw_only=True, tag_field="type", tag="allowed_tools"):
+    mode: Literal["auto", "required"]
+    tools: list[ResponseToolChoice]
 
 
 class TextFormat(msgspec.Struct, kw_only=True):
@@ -60,7 +64,7 @@ class ResponseRequest(msgspec.Struct, kw_only=True):
     top_p: float | None = None
     stream: bool | None = None
     tools: list[ResponseTool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ResponseToolChoice | None = None
+    tool_choice: Literal["none", "auto", "required"] | ResponseToolChoice | ResponseAllowedTools | None = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
     truncation: Literal["disabled"] | None = None

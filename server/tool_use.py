@@ -4,6 +4,7 @@ tool_choice          the answer is
 none                 what response_format wants, if anything
 auto                 text with calls; or either calls, or what response_format wants
 required, a name     calls, whatever response_format says
+allowed_tools        as with auto or required, but that some tools cannot be called
 
 Calls that must be follow their function's schema, and so do those of functions that are strict. Only where nothing of
 this applies is the model free to write what it likes.
@@ -22,7 +23,7 @@ from .api_errors import refuse
 from .arguments import InexpressibleError
 from .call_form import CallForm, Schema, WantedCalls, call_grammar
 from .output_form import answer_schema
-from .protocol import ChatRequest, FunctionDefinition, NamedToolChoice, Tool
+from .protocol import AllowedToolChoice, ChatRequest, FunctionDefinition, NamedToolChoice, Tool, ToolChoice
 from .tool_formats import LIST
 from .tool_pieces import ToolParser
 
@@ -83,18 +84,29 @@ def tool_use(fields: ChatRequest, form: CallForm, special_id: SpecialId) -> Tool
         refuse("tool_choice", f"tool_choice {_shown(choice)} needs tools")
     if not tools or choice == "none":
         return None
-    forced = _named(tools, choice.function.name) if isinstance(choice, NamedToolChoice) else None
-    functions = [tool.function for tool in tools] if forced is None else [forced]
-    max_calls = 1 if forced is not None or fields.parallel_tool_calls is False else MAX_CALLS
-    must_call = forced is not None or choice == "required"
+    functions, must_call = _callable(tools, choice)
+    max_calls = 1 if isinstance(choice, NamedToolChoice) or fields.parallel_tool_calls is False else MAX_CALLS
     answer = None if must_call else _answer(fields)
-    grammar = None
-    if must_call or answer is not None or any(function.strict for function in functions):
+    grammar, has_limits = None, len(functions) < len(tools) or any(function.strict for function in functions)
+    if must_call or answer is not None or has_limits:
         schemas = {each.name: _parameters(each) if must_call or each.strict else _ANY_OBJECT for each in functions}
         wanted = WantedCalls(schemas, max_calls, special_id)
         form, grammar = _constrained(form, wanted, answer, tools, allows_text=not must_call and answer is None)
     has_special_marks = any(special_id(mark) is not None for mark in form.marks)
     return ToolUse(tools, functions, form, max_calls, grammar, has_special_marks)
+
+
+def _callable(tools: Sequence[Tool], choice: ToolChoice | None) -> tuple[list[FunctionDefinition], bool]:
+    """The functions that may be called, and whether one of them must be."""
+    match choice:
+        case NamedToolChoice(function=chosen):
+            return [_named(tools, chosen.name)], True
+        case AllowedToolChoice(allowed_tools=allowed):
+            if not allowed.tools:
+                refuse("tool_choice.allowed_tools.tools", "tool_choice.allowed_tools.tools must not be empty")
+            names = dict.fromkeys(each.function.name for each in allowed.tools)
+            return [_named(tools, name) for name in names], allowed.mode == "required"
+    return [tool.function for tool in tools], choice == "required"
 
 
 def _constrained(
@@ -111,14 +123,14 @@ def _constrained(
 
 
 def _refuse_strict(form: CallForm, wanted: WantedCalls, tools: Sequence[Tool]) -> None:
-    """Raises ApiError naming the function that cannot be strict."""
+    """Raises ApiError naming the function that no grammar can hold to its schema."""
     for i, tool in enumerate(tools):
         name = tool.function.name
         try:
-            form.rules(replace(wanted, functions={name: wanted.functions[name]}))
+            form.rules(replace(wanted, functions={name: wanted.functions.get(name, _ANY_OBJECT)}))
         except InexpressibleError as error:
-            param = f"tools[{i}].function.strict"
-            refuse(param, f"{param} cannot be kept: {error}; leave it out, or set tool_choice to required")
+            param = f"tools[{i}].function"
+            refuse(param, f"{param} cannot be strict, or one of allowed_tools, unless a call is required: {error}")
 
 
 def _answer(fields: ChatRequest) -> Schema | None:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 VOCAB_SIZE = 49152
+_F = {"type": "function", "function": {"name": "f"}}
+_ALLOWED = {"mode": "auto", "tools": [_F]}
 Body = dict[str, Any]
 Maker = Callable[[], Any]
 
@@ -50,7 +52,7 @@ class RequestFuzz:
             "logprobs": one_of(True),
             "top_logprobs": one_of(0, 3),
             "tools": lambda: [self._tool("f"), self._tool("g")],
-            "tool_choice": one_of("none", "auto", "required", {"type": "function", "function": {"name": "f"}}),
+            "tool_choice": one_of("none", "auto", "required", _F, {"type": "allowed_tools", "allowed_tools": _ALLOWED}),
             "parallel_tool_calls": one_of(True, False),
             "continue_final_message": one_of(True),
             "response_format": one_of({"type": "json_object"}, {"type": "text"}),

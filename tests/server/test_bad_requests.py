@@ -160,6 +160,23 @@ BAD_CHATS = {
     "tool_choice-alone": ({"tool_choice": "required"}, "tool_choice", "needs tools"),
     "tool_choice-word": ({"tools": [tool("f")], "tool_choice": "maybe"}, "tool_choice", "maybe"),
     "tool_choice-other": ({"tools": [tool("g")], "tool_choice": FORCED}, "tool_choice", "'f', which is none"),
+    "allowed_tools-none": (
+        {
+            "tools": [tool("f")],
+            "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}},
+        },
+        "tool_choice.allowed_tools.tools",
+        "empty",
+    ),
+    "allowed_tools-other": (
+        {
+            "tools": [tool("g")],
+            "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [FORCED]}},
+        },
+        "tool_choice",
+        "'f', which is none",
+    ),
+    "tool_choice-type": ({"tools": [tool("f")], "tool_choice": {"type": "custom"}}, "tool_choice.type", "custom"),
     "call-arguments": (
         {"messages": [*HI, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "["}}]}]},
         "messages[1].tool_calls[0].function.arguments",

@@ -156,6 +156,29 @@ def test_a_strict_function_is_held_to_its_schema(make_api: MakeApi, front_end: F
     assert "start: text | text_calls" in grammar_of(api)
 
 
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    named = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": named}}
+
+
+def test_only_some_tools_are_allowed(make_api: MakeApi, front_end: FrontEnd) -> None:
+    api = saying(make_api, front_end, CALL)
+    choice = api.chat(tools=TOOLS, tool_choice=allowed("auto", "get_time")).get_json()["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == (CALL, "stop"), "that is none of them"
+    assert ("get_time" in grammar_of(api), "get_weather" in grammar_of(api)) == (True, False)
+    assert "start: text | text_calls" in grammar_of(api)
+    assert "get_weather" in prompt_of(api, front_end), "the prompt stays the same"
+    api.chat(tools=TOOLS, tool_choice=allowed("required", "get_time", "get_time"))
+    assert ("start: calls" in grammar_of(api), "get_weather" in grammar_of(api)) == (True, False)
+    api.chat(tools=TOOLS, tool_choice=allowed("auto", "get_time", "get_weather"))
+    assert api.engine.requests[-1].grammar is None
+    tools = [{"type": "function", **tool["function"]} for tool in TOOLS]
+    wanted = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "get_time"}]}
+    answer = api.post("/v1/responses", {"input": "Hi", "tools": tools, "tool_choice": wanted})
+    assert answer.get_json()["tool_choice"] == wanted
+    assert ("start: calls" in grammar_of(api), "get_weather" in grammar_of(api)) == (True, False)
+
+
 def grammar_of(api: Api) -> str:
     """What the last request's answer had to follow."""
     grammar = api.engine.requests[-1].grammar
