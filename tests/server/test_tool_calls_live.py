@@ -114,7 +114,11 @@ def test_calls_or_an_answer_in_a_format(client: openai.OpenAI, streams: bool) ->
         assert not choice.message.tool_calls
 
 
-@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "light"}}], ids=str)
+LIGHT = {"type": "function", "function": {"name": "light"}}
+ALLOWED = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [LIGHT]}}
+
+
+@pytest.mark.parametrize("choice", ["required", LIGHT, ALLOWED], ids=str)
 def test_calls_that_must_be(client: openai.OpenAI, choice: Any) -> None:
     for streams in (False, True):
         for found in ask(client, streams=streams, tool_choice=choice, response_format=FORMAT):
