@@ -24,7 +24,7 @@ from .pool_probe import PoolProbe
 from .report import Figures, Report, Row, add_output_arguments, check_output, emit
 from .setup import BENCH_DEFAULTS, add_engine_arguments, engine_options, require_positive
 
-_DEFAULTS = BENCH_DEFAULTS | {"kv_cache_memory_bytes": 256 << 20}
+_DEFAULTS = BENCH_DEFAULTS | {"kv_cache_memory_bytes": 256 << 20, "admission_mode": "greedy"}
 _OVERFLOW = 1.25  # tokens of all requests, in pools
 
 

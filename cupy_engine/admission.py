@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence as Many
 
 from cupy_engine.block_manager import BlockManager
+from cupy_engine.expected_growth import ExpectedGrowth
 from cupy_engine.plan_builder import PlanBuilder, name_of
 from cupy_engine.request import Sequence, SequenceStatus
 from cupy_engine.seats import Seats
 
 
 class Admission:
-    """Seats and blocks of newcomers: a request's sequences come in together, on the first one's blocks."""
+    """Seats and blocks of newcomers: a request's sequences come in together, on the first one's blocks.
 
-    def __init__(self, manager: BlockManager, seats: Seats) -> None:
+    Args:
+        growth: foresees who would have to make room again; default: whoever fits can stay.
+    """
+
+    def __init__(self, manager: BlockManager, seats: Seats, growth: ExpectedGrowth | None) -> None:
         self._manager = manager
         self._seats = seats
+        self._growth = growth
 
     def party(self, sequence: Sequence) -> list[Sequence]:
         """The sequence and those of its request that wait for it to finish the prompt: all need seats."""
@@ -26,9 +32,13 @@ class Admission:
         """Whether there are seats for its party, and blocks for all its tokens."""
         if len(self.party(sequence)) > self._seats.num_free:
             return False
-        if sequence.status is SequenceStatus.SWAPPED:
-            return self._num_blocks(sequence) <= self._manager.num_free_blocks
-        return self._manager.can_open(self._cached_prefix(sequence), sequence.num_tokens)
+        return self._num_free_blocks_for(sequence) <= self._manager.num_free_blocks
+
+    def can_stay(self, sequence: Sequence, running: Many[Sequence]) -> bool:
+        """Whether its party, which fits, is not expected to make room again for others that run."""
+        if self._growth is None or not running:
+            return True
+        return self._growth.leaves_room_for(self.party(sequence), self._num_free_blocks_for(sequence), running)
 
     def would_fit_without(self, sequence: Sequence, others: Many[Sequence]) -> bool:
         """Whether it would fit if these running sequences left."""
@@ -54,6 +64,11 @@ class Admission:
         sequence.status = SequenceStatus.RUNNING
         builder.seat(sequence)
         builder.write_table(sequence.slot, 0, manager.block_table(sequence_id))
+
+    def _num_free_blocks_for(self, sequence: Sequence) -> int:
+        if sequence.status is SequenceStatus.SWAPPED:
+            return self._num_blocks(sequence)
+        return self._manager.num_blocks_beside(self._cached_prefix(sequence), sequence.num_tokens)
 
     def _num_blocks(self, sequence: Sequence) -> int:
         num_blocks = self._manager.num_blocks_for(sequence.num_tokens)

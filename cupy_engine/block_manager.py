@@ -84,6 +84,9 @@ class BlockManager:
     def block_table(self, sequence_id: int) -> list[int]:
         return list(self._tables[sequence_id].block_ids)
 
+    def num_blocks_of(self, sequence_id: int) -> int:
+        return len(self._tables[sequence_id].block_ids)
+
     def find_prefix(self, block_hashes: Sequence[bytes]) -> list[int]:
         """Blocks that already hold the leading blocks with these hashes. Takes no reference: open at once."""
         found: list[int] = []
@@ -95,10 +98,10 @@ class BlockManager:
                 found.append(block_id)
         return found
 
-    def can_open(self, prefix: Sequence[int], num_tokens: int) -> bool:
-        """Whether a new sequence with this cached prefix could grow to ``num_tokens`` now."""
-        num_unreferenced = sum(self.pool.ref_count(block_id) == 0 for block_id in prefix)
-        return self.num_blocks_for(num_tokens) - len(prefix) <= self.pool.num_free - num_unreferenced
+    def num_blocks_beside(self, prefix: Sequence[int], num_tokens: int) -> int:
+        """Of the free blocks, how many a new sequence of ``num_tokens`` takes that starts with this cached prefix."""
+        num_shared = sum(self.pool.ref_count(block_id) > 0 for block_id in prefix)
+        return self.num_blocks_for(num_tokens) - num_shared
 
     def open(self, sequence_id: int, prefix: Sequence[int] = ()) -> None:
         """Start a block table with a cached prefix, which is shared."""

@@ -13,6 +13,7 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 LoadFormat = Literal["auto", "dummy"]
 SchedulingPolicy = Literal["fcfs", "priority"]
 PreemptionMode = Literal["auto", "recompute", "swap"]
+AdmissionMode = Literal["expected", "greedy"]
 
 GIB = 1 << 30
 
@@ -43,6 +44,8 @@ class EngineConfig:
         enable_prefix_caching: keep finished KV blocks findable by content.
         scheduling_policy: ``fcfs`` or ``priority``.
         priority_ageing_s: with ``priority``, waiting this long is worth one priority level, so nothing starves.
+        admission_mode: ``expected`` lets a request in when there will be blocks for what it and others are expected to
+            generate, ``greedy`` when there are some for its prompt.
         preemption_mode: how a sequence makes room; ``auto`` takes what is expected to be cheaper.
         max_queue_len: most requests that may wait.
         slo_ttft_s: turn away requests whose first token would come later than this.
@@ -76,6 +79,7 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     scheduling_policy: SchedulingPolicy = "fcfs"
     priority_ageing_s: float = 30.0
+    admission_mode: AdmissionMode = "expected"
     preemption_mode: PreemptionMode = "auto"
     max_queue_len: int = 1024
     slo_ttft_s: float | None = None

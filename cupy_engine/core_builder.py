@@ -10,6 +10,7 @@ from cupy_engine.backend import Backend, choose_backend
 from cupy_engine.block_manager import BlockManager
 from cupy_engine.config import EngineConfig
 from cupy_engine.core import CoreInfo, EngineCore
+from cupy_engine.expected_growth import ExpectedGrowth
 from cupy_engine.guide_vocabulary import load_vocabulary
 from cupy_engine.guides import Guides
 from cupy_engine.hollow_model import weight_bytes
@@ -99,14 +100,16 @@ def _build_scheduler(
     policy: Policy = FcfsPolicy()
     if config.scheduling_policy == "priority":
         policy = PriorityPolicy(config.priority_ageing_s)
+    manager = BlockManager(memory.num_blocks, memory.block_size, memory.num_host_blocks, config.enable_prefix_caching)
     return Scheduler(
-        BlockManager(memory.num_blocks, memory.block_size, memory.num_host_blocks, config.enable_prefix_caching),
+        manager,
         policy,
         costs,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_num_mixed_tokens=max_num_mixed_tokens,
         pace=pace,
+        growth=ExpectedGrowth(manager) if config.admission_mode == "expected" else None,
         max_model_len=memory.max_model_len,
         eos_token_ids=model.eos_token_ids,
         seed=config.seed,

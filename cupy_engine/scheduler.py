@@ -12,6 +12,7 @@ import logging
 from collections.abc import Sequence as Many
 
 from cupy_engine.block_manager import BlockManager
+from cupy_engine.expected_growth import ExpectedGrowth
 from cupy_engine.guides import GuideError
 from cupy_engine.live_requests import LiveRequests
 from cupy_engine.messages import ErrorKind, GenerateRequest, SequenceOutput, TokenLogprobs
@@ -37,6 +38,7 @@ class Scheduler:
         max_num_batched_tokens: token budget of a step.
         max_num_mixed_tokens: most prompt tokens of a step in which sequences decode; default: no limit of their own.
         pace: says how many sequences may run to come in time; default: as many as there are seats.
+        growth: keeps out who would soon have to make room again; default: whoever fits comes in.
         max_model_len: most tokens of prompt and output together; the block pool must hold that many.
     """
 
@@ -51,6 +53,7 @@ class Scheduler:
         max_model_len: int,
         max_num_mixed_tokens: int | None = None,
         pace: StepPace | None = None,
+        growth: ExpectedGrowth | None = None,
         eos_token_ids: tuple[int, ...] = (),
         seed: int | None = None,
         log_schedule: bool = False,
@@ -70,6 +73,7 @@ class Scheduler:
             policy,
             costs,
             self._listener,
+            growth,
             max_num_batched_tokens=max_num_batched_tokens,
             max_num_mixed_tokens=max_num_mixed_tokens or max_num_batched_tokens,
         )

@@ -19,6 +19,7 @@ from itertools import groupby
 
 from cupy_engine.admission import Admission
 from cupy_engine.block_manager import BlockManager
+from cupy_engine.expected_growth import ExpectedGrowth
 from cupy_engine.plan_builder import PlanBuilder, name_of
 from cupy_engine.preemption import PreemptionCosts
 from cupy_engine.request import Sequence, SequenceStatus
@@ -31,6 +32,7 @@ class StepPlanner:
     """Owns who runs and who waits, their seats and their blocks.
 
     Args:
+        growth: keeps out who would soon have to make room again; default: whoever fits comes in.
         max_num_batched_tokens: token budget of a step.
         max_num_mixed_tokens: most prompt tokens of a step in which sequences decode.
     """
@@ -42,6 +44,7 @@ class StepPlanner:
         policy: Policy,
         costs: PreemptionCosts,
         listener: SchedulerListener,
+        growth: ExpectedGrowth | None,
         *,
         max_num_batched_tokens: int,
         max_num_mixed_tokens: int,
@@ -50,7 +53,9 @@ class StepPlanner:
         self.running: list[Sequence] = []  # in the policy's order: the last one makes room first
         self._manager = block_manager
         self._seats = seats
-        self._admission = Admission(block_manager, seats)
+        self._admission = Admission(block_manager, seats, growth)
+        self._growth = growth
+        self._kept_out: Sequence | None = None  # there is no room for it to grow until another leaves
         self._policy = policy
         self._costs = costs
         self._listener = listener
@@ -67,9 +72,11 @@ class StepPlanner:
     def remove(self, sequence: Sequence, *, forget: bool = False) -> None:
         """Drop a sequence that ends, from wherever it is. ``forget``: what it computed must not be found again."""
         if sequence.status is SequenceStatus.RUNNING:
-            self.running.remove(sequence)
+            self._leave(sequence)
         else:
             self.waiting.remove(sequence)
+        if self._growth is not None and sequence.finish_reason in ("stop", "length"):
+            self._growth.observe(sequence)
         if sequence.status in (SequenceStatus.RUNNING, SequenceStatus.SWAPPED):
             self._manager.free(sequence.sequence_id, forget=forget)
         self._seats.leave(sequence)
@@ -82,6 +89,10 @@ class StepPlanner:
                 self._manager.free(sequence.sequence_id)
                 sequence.num_computed_tokens = 0
                 sequence.status = SequenceStatus.WAITING
+
+    def _leave(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._kept_out = None
 
     # Who has run before goes on
 
@@ -156,7 +167,7 @@ class StepPlanner:
         self._listener.on_preempted(how)
         for other in self._admission.party(victim):
             self._seats.leave(other)
-        self.running.remove(victim)
+        self._leave(victim)
         victim.num_preemptions += 1
         self.waiting.push(victim)
 
@@ -175,7 +186,7 @@ class StepPlanner:
     def _schedule_waiting(self, builder: PlanBuilder) -> None:
         while builder.budget > 0:
             sequence = self.waiting.peek()
-            if sequence is None or sequence.num_in_flight or not self._admission.fits(sequence):
+            if sequence is None or sequence.num_in_flight or not self._may_come_in(sequence):
                 return
             self.waiting.pop()
             self._admit(sequence, builder)
@@ -185,6 +196,14 @@ class StepPlanner:
             has_room = self._make_room(sequence, num_tokens, builder)
             assert has_room, "an admitted sequence fits"
             self._plan(sequence, num_tokens, builder)
+
+    def _may_come_in(self, sequence: Sequence) -> bool:
+        if sequence is self._kept_out or not self._admission.fits(sequence):
+            return False
+        if self._admission.can_stay(sequence, self.running):
+            return True
+        self._kept_out = sequence
+        return False
 
     def _admit(self, sequence: Sequence, builder: PlanBuilder) -> None:
         self._admission.admit(sequence, builder)

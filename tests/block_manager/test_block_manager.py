@@ -229,15 +229,15 @@ def test_a_prefix_with_a_gap_ends_at_the_gap():
     assert manager.find_prefix(hashes(range(12))) == [0]
 
 
-def test_can_open_counts_a_free_prefix_as_taken_but_a_shared_one_as_a_gift():
+def test_a_free_prefix_is_taken_from_the_free_blocks_but_a_shared_one_is_a_gift():
     manager = new_manager(num_blocks=4)
     run(manager, 1, range(8))
-    assert manager.can_open([0, 1], 16)  # 2 shared + 2 free
-    assert not manager.can_open([0, 1], 17)
-    assert not manager.can_open([], 9)
+    assert manager.num_blocks_beside([0, 1], 16) == 2
+    assert manager.num_blocks_beside([0, 1], 17) == 3
+    assert manager.num_blocks_beside([], 9) == 3
     manager.free(1)
-    assert manager.can_open([0, 1], 16)  # 2 from the free list + 2 more of the 4 free
-    assert not manager.can_open([0, 1], 17)
+    assert manager.num_blocks_beside([0, 1], 16) == 4
+    assert manager.num_blocks_beside([0, 1], 17) == 5
 
 
 def test_a_copied_block_is_not_confused_with_the_cached_original():

@@ -79,7 +79,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
         wanted = Written(salt, token_ids)
         self.update_hashes(wanted)
         prefix = self.manager.find_prefix(wanted.hashes)
-        fits = self.manager.can_open(prefix, len(token_ids))
+        fits = self.manager.num_blocks_beside(prefix, len(token_ids)) <= self.manager.num_free_blocks
         sequence_id, self.next_id = self.next_id, self.next_id + 1
         self.manager.open(sequence_id, prefix)
         num_cached = len(prefix) * self.manager.block_size

@@ -79,6 +79,7 @@ def test_preemption_changes_nothing(default_model_name: str, mode: str, steps_in
     with Engine(
         model=default_model_name,
         num_kv_blocks=100,
+        admission_mode="greedy",
         preemption_mode=mode,
         max_steps_in_flight=steps_in_flight,
         enable_prefix_caching=False,

@@ -97,7 +97,8 @@ def test_seeded_samples_agree_with_the_cpu() -> None:
 @pytest.mark.parametrize("mode", ["recompute", "swap"])
 def test_preemption_changes_nothing(mode: str) -> None:
     """12 blocks hold the beginnings of several sequences, but not their ends."""
-    options = OPTIONS | {"num_kv_blocks": 12, "preemption_mode": mode, "enable_prefix_caching": False}
+    options = OPTIONS | {"num_kv_blocks": 12, "enable_prefix_caching": False}
+    options |= {"admission_mode": "greedy", "preemption_mode": mode}
     short = [case for case in cases("llama") if len(case["prompt_token_ids"]) < 100] * 4
     with Engine(model=str(tiny_model("llama")), **options) as engine:
         outputs = engine.generate([{"prompt_token_ids": case["prompt_token_ids"]} for case in short], greedy())

@@ -52,7 +52,8 @@ def test_copies_are_enqueued_from_and_to_pinned_memory() -> None:
 
 def test_sequences_are_swapped_and_come_back() -> None:
     """Fewer blocks than the sequences need together; nothing is ever computed again."""
-    options = {"num_kv_blocks": 12, "preemption_mode": "swap", "enable_prefix_caching": False, "max_num_seqs": 8}
+    options = {"num_kv_blocks": 12, "max_num_seqs": 8, "enable_prefix_caching": False}
+    options |= {"admission_mode": "greedy", "preemption_mode": "swap"}
     cases = [case for case in CASES if len(case["prompt_token_ids"]) < 100] * 4
     prompts = [{"prompt_token_ids": case["prompt_token_ids"]} for case in cases]
     with Engine(model=str(MODEL), device="cuda", dtype="float32", swap_space_bytes=1 << 24, **options) as engine:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fake_worker import EOS, FakeWorker, expected_prompt_logprobs, expected_tokens
 
 from cupy_engine.block_manager import BlockManager
+from cupy_engine.expected_growth import ExpectedGrowth
 from cupy_engine.messages import GenerateRequest, SequenceOutput
 from cupy_engine.plan import StepPlan
 from cupy_engine.preemption import PreemptionCosts
@@ -73,6 +74,7 @@ class Harness:
         policy: Policy | None = None,
         steps_in_flight: int = 1,
         enable_prefix_caching: bool = True,
+        foresees_growth: bool = False,
         log_schedule: bool = False,
         listener: SchedulerListener | None = None,
         eos: tuple[int, ...] = (EOS,),
@@ -90,6 +92,7 @@ class Harness:
             max_num_mixed_tokens=mixed_budget,
             max_model_len=self.max_model_len,
             pace=pace,
+            growth=ExpectedGrowth(self.manager) if foresees_growth else None,
             eos_token_ids=eos,
             seed=0,
             log_schedule=log_schedule,

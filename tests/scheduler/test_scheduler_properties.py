@@ -28,6 +28,7 @@ def harnesses(draw):
         policy=draw(POLICIES),
         steps_in_flight=draw(st.integers(1, 3)),
         enable_prefix_caching=draw(st.booleans()),
+        foresees_growth=draw(st.booleans()),
     )
 
 
