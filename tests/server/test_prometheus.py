@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -20,7 +21,14 @@ from typing import Any
 import pytest
 from live_server import TINY, LiveServer, wait_until
 
-RULES = Path(__file__).parents[2] / "server" / "deploy" / "prometheus" / "alerts.yml"
+DEPLOY = Path(__file__).parents[2] / "server" / "deploy"
+RULES = DEPLOY / "prometheus" / "alerts.yml"
+PANELS_WITHOUT_DATA = {  # on this server, which has
+    "Targets met",  # no targets
+    "Draft tokens accepted",  # no speculative decoding
+    "GPU utilization",  # no GPU
+    "GPU memory",
+}
 needs_prometheus = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="prometheus is not installed (apt-get install prometheus)"
 )
@@ -90,6 +98,30 @@ def test_scrape_and_alert(server: LiveServer, prometheus: Prometheus) -> None:
 
     wait_until(lambda: "CupyEngineUnreachable 127.0.0.1:1" in firing(), 20, "an alert for the dead target")
     assert not any(each.startswith("CupyEngineDown") for each in firing())
+
+
+def panel_expressions() -> list[tuple[str, str]]:
+    """What the dashboard asks of Prometheus for each panel, as Grafana would with everything chosen."""
+    panels = json.loads((DEPLOY / "grafana" / "cupy-engine.json").read_text())["panels"]
+    asked = [(panel["title"], target["expr"]) for panel in panels for target in panel.get("targets", ())]
+    chosen = {"$__rate_interval": "30s", "$model": ".*", "$instance": ".*"}
+    return [(title, re.sub(r"\$\w+", lambda found: chosen[found[0]], expression)) for title, expression in asked]
+
+
+@needs_prometheus
+def test_every_panel_shows_something(server: LiveServer, prometheus: Prometheus) -> None:
+    def empty() -> set[str]:
+        values = [(title, prometheus.value(expression)) for title, expression in panel_expressions()]
+        return {title for title, value in values if value is None or math.isnan(value)}
+
+    def ask_and_look() -> bool:
+        body = {"prompt": "One two three", "max_tokens": 5, "ignore_eos": True}
+        assert server.call("/v1/completions", body)[0] == 200
+        return empty() == PANELS_WITHOUT_DATA
+
+    with contextlib.suppress(AssertionError):
+        wait_until(ask_and_look, 20, "data")
+    assert empty() == PANELS_WITHOUT_DATA
 
 
 def test_workers_tell_the_same(server: LiveServer) -> None:
