@@ -26,12 +26,15 @@ class PrefixIndex:
 
     Args:
         folder: private to the server.
+
+    Raises:
+        OSError: there is no room for it.
     """
 
     def __init__(self, folder: Path, num_slots: int = NUM_SLOTS) -> None:
         file = os.open(folder / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.ftruncate(file, 8 * num_slots)
+            os.posix_fallocate(file, 0, 8 * num_slots)  # or a write without room would kill the worker
             self._slots = memoryview(mmap.mmap(file, 8 * num_slots)).cast("Q")
         finally:
             os.close(file)

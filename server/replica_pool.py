@@ -81,7 +81,7 @@ class ReplicaPool:
         """Take up new replicas, send nothing more to those that are missing. One thread calls this."""
         known = self.replicas
         if self._seen is None and len(statuses) > 1:
-            self._seen = PrefixIndex(Path(statuses[0].folder).parent)
+            self._seen = _open_index(Path(statuses[0].folder).parent)
         self.replicas = {status.folder: self._pooled(status, known.get(status.folder)) for status in statuses}
         for folder in known.keys() - self.replicas.keys():
             known[folder].client.retire()
@@ -216,3 +216,11 @@ class ReplicaPool:
         for call in self.on_ready:
             call(status)
         self._serve_parked()
+
+
+def _open_index(folder: Path) -> PrefixIndex | None:
+    try:
+        return PrefixIndex(folder)
+    except OSError as error:
+        logger.warning("requests go to replicas by load alone: no room to note prefixes in %s: %s", folder, error)
+        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -15,10 +16,13 @@ from typing import Any
 
 import pytest
 from cupy_engine.server.cli import main
-from cupy_engine.server.deployment import Deployment
+from cupy_engine.server.deployment import Deployment, ReplicaStatus
 from cupy_engine.server.model_directory import choose_version
 from cupy_engine.server.models_file import read_models_file
 from cupy_engine.server.prefix_index import PrefixIndex
+from cupy_engine.server.replica_pool import ReplicaPool
+from cupy_engine.server.request_ids import RequestIds
+from fake_engine import FakeEngineClient, says
 from live_server import TINY, LiveServer, long_model_options, wait_until
 
 from cupy_engine.errors import ConfigError
@@ -243,6 +247,25 @@ def test_the_oldest_prefixes_go_and_do_not_hide_longer_ones(tmp_path: Path) -> N
     for start in range(10**6, 2 * 10**6, 1000):
         index.note(list(range(start, start + 96)), "", 11)
     assert index.num_known_tokens(prompt, "", [11]) == {11: 0}
+
+
+def test_without_room_for_prefixes_load_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_room(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def make_client(_: Path) -> FakeEngineClient:
+        client = FakeEngineClient(says([1]))
+        client.on_ready = []
+        return client
+
+    monkeypatch.setattr(os, "posix_fallocate", no_room)
+    pool = ReplicaPool(make_client, RequestIds())
+    pool.update([ReplicaStatus(folder=str(tmp_path / name), state="ready") for name in ("e0", "e1")])
+    assert pool.state == "ready"
+    assert len(pool.replicas) == 2
+    assert "by load alone" in caplog.text
 
 
 def test_a_conversation_stays_where_its_prefix_is_whoever_takes_its_requests(tmp_path: Path) -> None:
