@@ -26,7 +26,10 @@ _INFO = CoreInfo("simulated", "simulated", MAX_MODEL_LEN, 4096, 16, 0, 0, 0.0)
 
 @dataclass(frozen=True)
 class StepCosts:
-    """Seconds of a step: fixed, per sequence, per prompt token; ``spread`` of a log-normal factor; rare stalls."""
+    """Seconds of a step: fixed, per sequence, per prompt token; ``spread`` of a log-normal factor; rare stalls.
+
+    ``neighbour``: by what steps are slower in a second out of three, when somebody else is at work.
+    """
 
     fixed_s: float = 1.2e-3
     per_sequence_s: float = 0.09e-3
@@ -34,6 +37,7 @@ class StepCosts:
     spread: float = 0.15
     stall_share: float = 0.003
     stall_s: float = 0.015
+    neighbour: float = 1.0
 
 
 @dataclass
@@ -88,6 +92,8 @@ class SimulatedEngine:
         costs, num_sequences = self._costs, len(plan.sequences)
         step_s = costs.fixed_s + costs.per_sequence_s * num_sequences
         step_s += costs.per_prompt_token_s * (plan.num_tokens - num_sequences)
+        if int(self._now_s) % 3 == 1:
+            step_s *= costs.neighbour
         self._now_s += step_s * self._random.lognormvariate(0, costs.spread)
         if self._random.random() < costs.stall_share:
             self._now_s += self._random.expovariate(1 / costs.stall_s)

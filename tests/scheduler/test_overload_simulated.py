@@ -33,6 +33,14 @@ def test_first_tokens_of_twice_the_load_come_in_time_and_no_seat_stays_empty(slo
     assert engine.num_refused > 0.4 * 190 * SECONDS
 
 
+def test_first_tokens_come_in_time_on_a_machine_that_is_slow_now_and_then() -> None:
+    costs = StepCosts(neighbour=4.0)
+    capacity = rate_of(SimulatedEngine(costs, seed=1).run(150, SECONDS))
+    served = SimulatedEngine(costs, slo_ttft_s=0.15, seed=1).run(150, SECONDS)
+    assert quantile([each.ttft_s for each in settled(served)], 0.99) < 1.1 * 0.15
+    assert rate_of(served) > 0.9 * capacity
+
+
 def test_nobody_is_refused_who_would_be_in_time() -> None:
     engine = SimulatedEngine(CPU, slo_ttft_s=0.3, slo_tpot_s=0.0032, seed=1)
     engine.run(45, SECONDS)
