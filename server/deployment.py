@@ -79,12 +79,14 @@ class SupervisorPlan(msgspec.Struct, kw_only=True):
 
     ``drain_timeout_s``: time for an engine's requests when it is asked to end. ``stall_timeout_s``: an engine whose
     loop has not come round for this long is ended and started again. ``max_engine_restarts``: that many in a row.
+    ``was_served``: all of it was ready once.
     """
 
     deployments: list[Deployment]
     drain_timeout_s: float = 30.0
     stall_timeout_s: float = 60.0
     max_engine_restarts: int = 10
+    was_served: bool = False
 
 
 class ReplicaStatus(msgspec.Struct, kw_only=True, omit_defaults=True):

@@ -57,6 +57,9 @@ class Fleet:
         self._self_pidfd = os.pidfd_open(os.getpid())
         self._serials = itertools.count()
         self._served = {each.id: ReplicaGroup(each, self._make_replica) for each in self._plan.deployments}
+        if self._plan.was_served:
+            for group in self._served.values():
+                group.take_over()
         self._arriving: dict[str, ReplicaGroup] = {}
         self._leaving: list[ReplicaGroup] = []
         self._farewells: list[tuple[float, ReplicaGroup]] = []  # who is to be stopped when
@@ -112,6 +115,9 @@ class Fleet:
                 self._welcome(deployment_id, group)
         self._jobs = [job for job in self._jobs if not self._is_done(job)]
         self._leaving = [group for group in self._leaving if not group.is_over]
+        if self.is_steady and not self._plan.was_served:
+            self._plan.was_served = True
+            self._write_plan()
         errors = [group.load_error for group in self._served.values() if group.load_error]
         self.fatal_error = self.fatal_error or next(iter(errors), None)
 

@@ -98,6 +98,10 @@ class Replica:
         folder.mkdir(mode=0o700, exist_ok=True)
         (folder / CONFIG_FILE).write_bytes(msgspec.json.encode(deployment.engine_config().to_dict()))
 
+    def take_over(self) -> None:
+        """A predecessor of this supervisor has had it ready: a first start that fails is not final."""
+        self._state, self._was_ready = "restarting", True
+
     @property
     def status(self) -> ReplicaStatus:
         return ReplicaStatus(

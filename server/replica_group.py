@@ -23,6 +23,11 @@ class ReplicaGroup:
         self._replicas = [make_replica(deployment, index) for index in range(deployment.replicas)]
         self._leaving: list[Replica] = []
 
+    def take_over(self) -> None:
+        """It was served before this supervisor: what cannot be started now is tried again."""
+        for replica in self._replicas:
+            replica.take_over()
+
     @property
     def all_replicas(self) -> list[Replica]:
         return self._replicas + self._leaving

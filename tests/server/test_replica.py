@@ -177,6 +177,17 @@ def test_a_first_start_that_fails_is_final(bench: Bench, tmp_path: Path) -> None
     assert len(bench.processes) == 1
 
 
+def test_a_first_start_under_a_successor_may_fail(bench: Bench) -> None:
+    bench.replica.take_over()
+    bench.replica.tick(0)
+    assert bench.state == "restarting"
+    bench.die(1)
+    assert not bench.replica.could_not_load
+    bench.wait(0.1)
+    bench.get_ready()
+    assert len(bench.processes) == 2
+
+
 def test_a_process_that_cannot_be_had_is_tried_again(bench: Bench) -> None:
     bench.get_ready()
     bench.spawn_error = BlockingIOError(11, "Resource temporarily unavailable")

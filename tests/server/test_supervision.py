@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -176,6 +177,18 @@ def test_a_supervisor_that_ends_has_a_successor(number: signal.Signals) -> None:
         assert server.call("/v1/completions", PROMPT)[0] == 200
         assert server.end() == 0
         server.assert_no_trace()
+
+
+def test_a_successor_does_not_give_up_a_model_that_was_served(tmp_path: Path) -> None:
+    model, elsewhere = tmp_path / "model", tmp_path / "elsewhere"
+    shutil.copytree(TINY, model)
+    with LiveServer.serve(str(model)) as server:
+        model.rename(elsewhere)
+        os.kill(server.supervisor_pid(), signal.SIGKILL)
+        server.wait_for_log(r"restart 2 of at most 10 in a row, in 0.5 s")
+        assert server.status("/health") == 503
+        elsewhere.rename(model)
+        wait_until(lambda: server.status("/health") == 200, 20, "well again")
 
 
 def test_an_engine_that_is_told_to_end_is_started_again() -> None:
