@@ -20,6 +20,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from cupy_engine.errors import EngineError
+
 from .api_errors import ApiError
 from .runtime_folder import start_time
 from .server_config import ServerConfig
@@ -35,6 +37,9 @@ class KeyLimits:
 
     Budgets are buckets: they hold a minute's worth, and fill up evenly. Tokens are charged when they are known, at the
     end, so that a budget may go below zero and has to recover.
+
+    Raises:
+        EngineError: there is no room for the accounts.
     """
 
     def __init__(self, folder: Path, config: ServerConfig) -> None:
@@ -44,7 +49,10 @@ class KeyLimits:
         }
         num_bytes = 8 * (MAX_WORKERS * _WORKER_CELLS + len(self._rows) * _KEY_CELLS)
         self._file = os.open(folder / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        os.ftruncate(self._file, num_bytes)
+        try:
+            os.posix_fallocate(self._file, 0, num_bytes)  # or a write without room would kill the worker
+        except OSError as error:
+            raise EngineError(f"no room for the accounts of keys in {folder} ({error.strerror})") from None
         self._cells = memoryview(mmap.mmap(self._file, num_bytes)).cast("d")
         self._threads = threading.Lock()
         self._pid: int | None = None
@@ -118,7 +126,11 @@ class KeyLimits:
         """Take a row that no living worker has, if this process has none yet."""
         if self._pid == os.getpid():
             return
-        self._worker = next(worker for worker in range(MAX_WORKERS) if not self._is_alive(worker))
+        free = (worker for worker in range(MAX_WORKERS) if not self._is_alive(worker))
+        if (worker := next(free, None)) is None:
+            message = f"limits of keys can be counted over {MAX_WORKERS} HTTP workers, and there are more"
+            raise ApiError(503, message, code="too_many_workers")
+        self._worker = worker
         self._forget(self._worker)
         self._pid = os.getpid()
         self._cells[2 * self._worker] = self._pid

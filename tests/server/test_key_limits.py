@@ -20,7 +20,7 @@ from cupy_engine.server.server_config import ServerConfig
 from fake_engine import Script, fails, says
 from live_server import TINY, LiveServer, wait_until
 
-from cupy_engine.errors import ConfigError
+from cupy_engine.errors import ConfigError, EngineError
 from cupy_engine.messages import GenerateRequest, SequenceOutput
 
 
@@ -103,6 +103,24 @@ input()
         other.wait()
         here.enter("a")
         refusal(here)
+
+
+def test_more_workers_than_can_be_counted_are_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limited = limits(tmp_path, key_max_requests=1)
+    monkeypatch.setattr(KeyLimits, "_is_alive", lambda self, worker: True)
+    with pytest.raises(ApiError, match="256 HTTP workers"):
+        limited.enter("a")
+    monkeypatch.undo()
+    limited.enter("a")
+
+
+def test_no_room_for_the_accounts_is_said_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", no_room)
+    with pytest.raises(EngineError, match="No space left"):
+        limits(tmp_path, key_max_requests=1)
 
 
 def test_limits_need_keys() -> None:
