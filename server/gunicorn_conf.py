@@ -21,3 +21,10 @@ def post_worker_init(worker: Any) -> None:
     from .draining import drain_on_sigterm
 
     drain_on_sigterm(worker)
+
+
+def on_exit(server: Any) -> None:
+    """Leave no files behind."""
+    from .supervisor_launcher import remove_runtime_folders
+
+    remove_runtime_folders()

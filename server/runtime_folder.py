@@ -25,12 +25,17 @@ def make_runtime_folder(owner_pid: int, label: str) -> Path:
     """
     base = _base_folder()
     remove_stale_folders(base)
-    folder = base / f"{PREFIX}-{os.geteuid()}-{owner_pid}-{start_time(owner_pid)}-{label}"
+    folder = base / f"{_stem(owner_pid)}-{label}"
     folder.mkdir(mode=0o700, exist_ok=True)
     info = folder.lstat()
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o077:
         raise EngineError(f"{folder} is not a private folder of this user; remove it, or point TMPDIR elsewhere")
     return folder
+
+
+def runtime_folders(owner_pid: int) -> list[Path]:
+    """Those of the server whose main process is ``owner_pid``, which lives."""
+    return list(_base_folder().glob(f"{_stem(owner_pid)}-*"))
 
 
 def remove_stale_folders(base: Path) -> None:
@@ -73,6 +78,10 @@ def try_lock(path: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def _stem(owner_pid: int) -> str:
+    return f"{PREFIX}-{os.geteuid()}-{owner_pid}-{start_time(owner_pid)}"
 
 
 def _base_folder() -> Path:

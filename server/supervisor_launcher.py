@@ -18,7 +18,7 @@ from cupy_engine.errors import EngineDeadError
 
 from .deployment import SupervisorPlan
 from .fleet import PLAN_FILE
-from .runtime_folder import exclusive, make_runtime_folder, try_lock
+from .runtime_folder import exclusive, make_runtime_folder, runtime_folders, try_lock
 from .wire import ERROR_FILE
 
 LOCK = "supervisor.lock"  # held by the supervisor, as long as it lives
@@ -56,10 +56,21 @@ class SupervisorProcess:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-        with contextlib.suppress(FileNotFoundError), exclusive(self.folder / START_LOCK):
-            if (lock := try_lock(self.folder / LOCK)) is not None:  # else a successor has the folder still
-                shutil.rmtree(self.folder, ignore_errors=True)
-                os.close(lock)
+        _remove(self.folder)
+
+
+def remove_runtime_folders() -> None:
+    """What the main process of a server under plain gunicorn does at its end, in case that no supervisor is left to."""
+    for folder in runtime_folders(os.getpid()):
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Unless a supervisor has the folder still: it will, when the server's main process has ended."""
+    with contextlib.suppress(FileNotFoundError), exclusive(folder / START_LOCK):
+        if (lock := try_lock(folder / LOCK)) is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
 
 
 def ensure_supervisor(plan: SupervisorPlan, owner_pid: int, *, is_quiet: bool = False) -> SupervisorProcess:

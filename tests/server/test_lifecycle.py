@@ -150,6 +150,13 @@ def test_plain_gunicorn_shares_one_engine(options: tuple[str, ...]) -> None:
         server.assert_no_trace()
 
 
+def test_plain_gunicorn_without_a_supervisor_leaves_nothing() -> None:
+    with LiveServer.gunicorn(*GUNICORN, app=f"{str(TINY)!r}") as server:
+        os.kill(server.supervisor_pid(), signal.SIGKILL)
+        assert server.end() == 0
+        server.assert_no_trace()
+
+
 def test_plain_gunicorn_killed() -> None:
     with LiveServer.gunicorn(*GUNICORN, app=f"{str(TINY)!r}") as server:
         server.end(signal.SIGKILL)
