@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -19,5 +20,7 @@ SANITIZER = shutil.which("compute-sanitizer")
 def test_every_kernel_is_clean(tool: str) -> None:
     command = [str(SANITIZER), "--tool", tool, "--error-exitcode", "9", sys.executable]
     script = Path(__file__).with_name("every_kernel.py")
-    done = subprocess.run([*command, str(script)], capture_output=True, text=True, cwd=script.parent, timeout=280)
+    paths = os.pathsep.join([str(script.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": paths}
+    done = subprocess.run([*command, str(script)], capture_output=True, text=True, env=environment, timeout=280)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
