@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from cupy_engine.chat_template import ChatTemplate
+from typing import TYPE_CHECKING
 
 from .call_form import CallForm
 from .json_calls import JsonForm
 from .python_calls import PythonForm
 from .xml_calls import XmlForm
+
+if TYPE_CHECKING:
+    from cupy_engine.chat_template import ChatTemplate  # heavy; the command line's help needs only the names below
 
 LIST = JsonForm(begin="", opens="[", between=",", closes="]", is_bare=True)
 FORMS: dict[str, CallForm] = {
