@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from cupy_engine.collector import RequestCollector
 from cupy_engine.config import EngineConfig
@@ -29,10 +29,17 @@ from cupy_engine.messages import EngineStats, GenerateRequest, Pooling, Sequence
 from cupy_engine.model_source import resolve_model
 from cupy_engine.outputs import CompletionDelta, RequestOutput
 from cupy_engine.pooling import unit_vector
+from cupy_engine.prompts import (
+    Message,
+    Prompt,
+    is_conversation,
+    many_conversations,
+    many_prompts,
+    one_per_prompt,
+    params_of,
+    text_or_ids,
+)
 from cupy_engine.sampling_params import SamplingParams
-
-Prompt = str | Sequence[int] | dict[str, Any]
-Message = dict[str, Any]
 
 _PROGRESS_FROM = 8  # prompts
 
@@ -83,8 +90,7 @@ class Engine:
             InvalidRequestError: a prompt or parameter cannot be served; nothing has run then.
             EngineError: a request failed.
         """
-        many: Any = [prompts] if isinstance(prompts, (str, dict)) else prompts
-        return self._generate_all([_text_or_ids(p) for p in many], params, True, progress, priority)
+        return self._generate_all(many_prompts(prompts), params, True, progress, priority)
 
     def chat(
         self,
@@ -95,21 +101,21 @@ class Engine:
         **template_kwargs: Any,
     ) -> list[RequestOutput]:
         """Answer one conversation, or many: lists of ``{"role": ..., "content": ...}``."""
-        many: Any = [messages] if messages and isinstance(messages[0], dict) else messages
-        prompts = [self.frontend.render_chat(m, **template_kwargs) for m in many]
+        prompts = [self.frontend.render_chat(each, **template_kwargs) for each in many_conversations(messages)]
         return self._generate_all(prompts, params, False, progress, 0)
 
     def embed(self, prompts: Prompt | Sequence[Prompt], *, pooling: Pooling = "mean") -> list[list[float]]:
         """A vector of length 1 per prompt: the model's last hidden states, their mean or the last token's."""
-        many: Any = [prompts] if isinstance(prompts, (str, dict)) else prompts
-        outputs = self._generate_all([_text_or_ids(p) for p in many], None, True, None, 0, pooling)
+        if pooling not in get_args(Pooling):
+            raise InvalidRequestError("pooling", f"pooling must be mean or last, got {pooling!r}")
+        outputs = self._generate_all(many_prompts(prompts), None, True, None, 0, pooling)
         return [unit_vector(output.embedding or b"").tolist() for output in outputs]
 
     def stream(
         self, prompt: Prompt | Sequence[Message], params: SamplingParams | None = None, *, request_id: str | None = None
     ) -> Iterator[CompletionDelta]:
         """Complete a prompt or answer a conversation, piece by piece. Leaving the loop aborts the request."""
-        params = params or SamplingParams()
+        params = params_of(params)
         if params.num_sequences > params.n:
             raise InvalidRequestError("best_of", "best_of cannot be streamed: which is best is known at the end only")
         text, is_chat = self._prompt_of(prompt)
@@ -130,7 +136,7 @@ class Engine:
         text, is_chat = self._prompt_of(prompt)
         request = self.frontend.make_request(
             text,
-            params or SamplingParams(),
+            params_of(params),
             request_id=request_id,
             priority=priority,
             add_special_tokens=not is_chat,
@@ -175,9 +181,9 @@ class Engine:
 
     def _prompt_of(self, prompt: Prompt | Sequence[Message]) -> tuple[str | list[int], bool]:
         """Text or ids of a prompt, and whether it is a rendered conversation."""
-        if not isinstance(prompt, (str, dict)) and prompt and isinstance(prompt[0], dict):
+        if is_conversation(prompt):
             return self.frontend.render_chat(prompt), True  # type: ignore[arg-type]
-        return _text_or_ids(prompt), False  # type: ignore[arg-type]
+        return text_or_ids(prompt), False
 
     def _generate_all(
         self,
@@ -188,7 +194,7 @@ class Engine:
         priority: int,
         pooling: Pooling | None = None,
     ) -> list[RequestOutput]:
-        all_params = _one_per_prompt(params, len(prompts))
+        all_params = one_per_prompt(params, len(prompts))
         requests = [
             self.frontend.make_request(
                 prompt, one, priority=priority, add_special_tokens=add_special_tokens, pooling=pooling
@@ -256,25 +262,3 @@ def _for_batches(config: EngineConfig) -> EngineConfig:
     if config.max_num_mixed_tokens is not None:
         return config
     return replace(config, max_num_mixed_tokens=config.max_num_batched_tokens)
-
-
-def _text_or_ids(prompt: Prompt) -> str | list[int]:
-    if isinstance(prompt, str):
-        return prompt
-    if isinstance(prompt, dict):
-        if isinstance(prompt.get("prompt_token_ids"), list):
-            return list(prompt["prompt_token_ids"])
-        if isinstance(prompt.get("prompt"), str):
-            return str(prompt["prompt"])
-        raise InvalidRequestError("prompt", 'a prompt dict needs "prompt": text or "prompt_token_ids": list of ids')
-    return list(prompt)
-
-
-def _one_per_prompt(
-    params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
-) -> Sequence[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * num_prompts
-    if len(params) != num_prompts:
-        raise InvalidRequestError("params", f"{len(params)} sampling parameters for {num_prompts} prompts")
-    return params

@@ -7,6 +7,7 @@ weights = open_weights(files, config, dtype="float32")
 
 from __future__ import annotations
 
+import os.path
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -77,10 +78,10 @@ def resolve_model(model: str | Path, *, offline: bool = False, progress: bool = 
     name = str(model)
     if name in _BUILT_IN:
         return ModelFiles(name, gguf=_BUILT_IN[name].fetch(offline=offline, progress=progress))
-    path = Path(model).expanduser()
-    if name and path.is_dir():
+    path = Path(os.path.expanduser(name))  # os.path takes any name: one that is too long is of no file
+    if name and os.path.isdir(path):
         return ModelFiles(path.resolve().name, folder=path)
-    if path.is_file():
+    if os.path.isfile(path):
         return _single_file(path)
     if isinstance(model, str) and is_hub_id(model) and not name.endswith(".gguf"):
         return ModelFiles(name, folder=fetch_hub_model(model, offline=offline, progress=progress))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from cupy_engine import Engine
+from cupy_engine import Engine, InvalidRequestError
 from cupy_engine.model_source import ModelFiles, load_model_config
 from cupy_engine.pooling import unit_vector
 
@@ -62,3 +62,8 @@ def test_unit_vectors() -> None:
     assert unit_vector(bytes(8)).tolist() == [0, 0]
     with pytest.raises(ValueError, match="not finite"):
         unit_vector(np.array([np.nan], np.float32).tobytes())
+
+
+def test_unknown_pooling_is_refused(engine: Engine) -> None:
+    with pytest.raises(InvalidRequestError, match="pooling must be mean or last, got 'max'"):
+        engine.embed("a", pooling="max")  # type: ignore[arg-type]
