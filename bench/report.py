@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from cupy_engine.errors import ConfigError
+
 from .plot import require_matplotlib, save_plot
 
 _PERCENTILE = re.compile(r"(\w+_s)_p(\d+(?:\.\d+)?)")
@@ -127,13 +129,24 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_output(arguments: argparse.Namespace) -> None:
-    """Find out before anything is measured that it could not be drawn.
+    """Find out before anything is measured that it could not be drawn or kept.
 
     Raises:
-        ConfigError: matplotlib is not installed.
+        ConfigError: matplotlib is not installed, or a file cannot be written there.
     """
     if arguments.plot:
         require_matplotlib()
+    for option in ("json", "plot"):
+        path = getattr(arguments, option)
+        if path not in (None, "-"):
+            _check_writable(option, Path(path))
+
+
+def _check_writable(option: str, path: Path) -> None:
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise ConfigError(option, f"cannot write {str(path)!r}: {error.strerror}") from None
 
 
 def emit(report: Report, arguments: argparse.Namespace, *, as_table: bool = False) -> None:

@@ -15,7 +15,7 @@ from cupy_engine.device import Device, NumpyDevice
 from cupy_engine.errors import ConfigError
 from cupy_engine.executor import Executor, InProcessExecutor
 from cupy_engine.kv_cache import KVCache
-from cupy_engine.memory_plan import MemoryPlan, plan_kv_memory
+from cupy_engine.memory_plan import MemoryPlan, check_host_room, plan_kv_memory
 from cupy_engine.model_config import ModelConfig
 from cupy_engine.model_registry import CausalLM
 from cupy_engine.sampler import Sampler
@@ -105,9 +105,11 @@ class NumpyBackend:
         return self.device.free_memory_bytes()
 
     def plan_memory(self, config: EngineConfig, model_config: ModelConfig, model: CausalLM, dtype: Any) -> MemoryPlan:
-        default_budget = min(_CPU_KV_BYTES, int(_CPU_KV_SHARE * self.device.free_memory_bytes()))
-        budget = config.kv_cache_memory_bytes or default_budget
-        return plan_kv_memory(config, model_config, dtype, budget, "kv_cache_memory_bytes")
+        free_bytes = self.device.free_memory_bytes()
+        budget = config.kv_cache_memory_bytes or min(_CPU_KV_BYTES, int(_CPU_KV_SHARE * free_bytes))
+        memory = plan_kv_memory(config, model_config, dtype, budget, "kv_cache_memory_bytes")
+        check_host_room(config, memory, free_bytes)
+        return memory
 
     def executor(
         self, config: EngineConfig, model_config: ModelConfig, model: CausalLM, memory: MemoryPlan, dtype: Any

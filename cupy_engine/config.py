@@ -89,13 +89,14 @@ class EngineConfig:
     log_schedule: bool = False
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for field in dataclasses.fields(self):
-            _check_type(field.name, getattr(self, field.name), hints[field.name])
+        check_types(self)
         for name, low in _MINIMUM.items():
             value = getattr(self, name)
             if value is not None and value < low:
                 raise ConfigError(name, f"must be at least {low}, got {value}")
+        for name, high in _MAXIMUM.items():
+            if getattr(self, name) > high:
+                raise ConfigError(name, f"must be at most {high}, got {getattr(self, name)}")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ConfigError(
                 "gpu_memory_utilization", f"must be above 0 and at most 1, got {self.gpu_memory_utilization}"
@@ -138,12 +139,27 @@ _MINIMUM = {
 }
 
 
+_MAXIMUM = {"max_num_seqs": 1 << 16, "max_num_batched_tokens": 1 << 24, "block_size": 1 << 16}
+
+
+def check_types(config: Any) -> None:
+    """Hold the fields of a configuration against their types: a file or a caller may have put anything there.
+
+    Raises:
+        ConfigError: the first that is of another type.
+    """
+    hints = get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        _check_type(field.name, getattr(config, field.name), hints[field.name])
+
+
 def _check_type(name: str, value: Any, hint: Any) -> None:
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            raise ConfigError(name, f"must be one of {', '.join(map(repr, get_args(hint)))}, got {value!r}")
+    choices = [get_args(kind) for kind in (hint, *get_args(hint)) if get_origin(kind) is Literal]
+    if choices:
+        if value not in choices[0] and not (value is None and type(None) in get_args(hint)):
+            raise ConfigError(name, f"must be one of {', '.join(map(repr, choices[0]))}, got {value!r}")
         return
-    kinds = get_args(hint) or (hint,)
+    kinds = (tuple,) if get_origin(hint) is tuple else get_args(hint) or (hint,)
     is_number = float in kinds and isinstance(value, int)
     is_stray_bool = isinstance(value, bool) and bool not in kinds
     if not (isinstance(value, kinds) or is_number) or is_stray_bool:

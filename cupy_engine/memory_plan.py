@@ -64,6 +64,25 @@ def check_weights_fit(num_bytes: int, room_bytes: int, name: str) -> None:
         )
 
 
+def check_host_room(config: EngineConfig, plan: MemoryPlan, free_bytes: int) -> None:
+    """Refuse pools that host memory cannot hold. The default room for swapping may be more: most of it is never used.
+
+    Raises:
+        ConfigError: names the option, what it takes and what is free.
+    """
+    pools = {
+        "kv_cache_memory_bytes" if config.num_kv_blocks is None else "num_kv_blocks": plan.num_blocks,
+        "swap_space_bytes": plan.num_host_blocks if config.swap_space_bytes > EngineConfig.swap_space_bytes else 0,
+    }
+    for field, num_blocks in pools.items():
+        if num_blocks * plan.bytes_per_block > free_bytes:
+            raise ConfigError(
+                field,
+                f"{num_blocks} blocks take {num_blocks * plan.bytes_per_block / _MIB:.0f} MiB, but "
+                f"{free_bytes / _MIB:.0f} MiB of memory are free: lower it",
+            )
+
+
 def plan_kv_memory(
     config: EngineConfig,
     model: ModelConfig,

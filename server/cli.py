@@ -75,16 +75,19 @@ def build_parser() -> argparse.ArgumentParser:
 Commands = argparse._SubParsersAction  # the type has no public name
 
 
-def _command(commands: Commands[argparse.ArgumentParser], name: str, run: str, text: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=text, description=text, formatter_class=_Formatter)
+def _command(
+    commands: Commands[argparse.ArgumentParser], name: str, run: str, text: str, operand: str = ""
+) -> argparse.ArgumentParser:
+    usage = f"cupy-engine {name} [options] {operand}".rstrip()  # not all sixty of them before every error
+    parser = commands.add_parser(name, usage=usage, help=text, description=text, formatter_class=_Formatter)
     parser.set_defaults(run=run)
     return parser
 
 
 def _add_generate(commands: Commands[argparse.ArgumentParser]) -> None:
     text = "Answer a question or continue a text."
-    parser = _command(commands, "generate", ".generate:generate", text)
-    parser.add_argument("text", help="what to answer; - reads standard input")
+    parser = _command(commands, "generate", ".generate:generate", text, "TEXT")
+    parser.add_argument("text", metavar="TEXT", help="what to answer; - reads standard input")
     parser.add_argument("--raw", action="store_true", help="continue the text as it is, without a chat template")
     parser.add_argument("--system", metavar="TEXT", help="system message of the chat template")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
@@ -99,9 +102,10 @@ def _add_chat(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _add_serve(commands: Commands[argparse.ArgumentParser]) -> None:
-    parser = _command(commands, "serve", ".serve:run", "Serve models over HTTP, in OpenAI's dialect.")
+    parser = _command(commands, "serve", ".serve:run", "Serve models over HTTP, in OpenAI's dialect.", "[MODEL]")
     parser.add_argument(
         "model",
+        metavar="MODEL",
         nargs="?",
         default=DEFAULT_MODEL,
         help=MODEL_HELP,

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import msgspec
 
 from cupy_engine.config import EngineConfig
+from cupy_engine.errors import ConfigError
 
 from .diagnosis import Diagnosis, diagnose, plan_model
 from .machine import Driver
@@ -16,6 +17,7 @@ from .memory_forecast import MemoryForecast
 from .options import chosen
 
 _GIB = 1 << 30
+_MOST_GIB = 1 << 20
 
 
 def doctor(arguments: Namespace) -> int:
@@ -24,9 +26,11 @@ def doctor(arguments: Namespace) -> int:
         from .kernel_check import check_kernels
 
         return check_kernels(arguments.arch, arguments.json)
+    if arguments.arch:
+        raise ConfigError("arch", "goes with --compile")
     diagnosis = diagnose()
     if arguments.model is not None or arguments.gpu_memory_gib is not None:
-        size = None if arguments.gpu_memory_gib is None else int(arguments.gpu_memory_gib * _GIB)
+        size = _gpu_bytes(arguments.gpu_memory_gib)
         config = EngineConfig(**chosen(arguments, EngineConfig) | {"model": arguments.model or EngineConfig.model})
         diagnosis.model = config.model
         diagnosis.memory = plan_model(config.model, config, diagnosis.driver.gpus, size)
@@ -35,6 +39,14 @@ def doctor(arguments: Namespace) -> int:
     else:
         sys.stdout.write("\n".join(_lines(diagnosis)) + "\n")
     return 0 if diagnosis.is_fine else 1
+
+
+def _gpu_bytes(gib: float | None) -> int | None:
+    if gib is None:
+        return None
+    if not 0 < gib <= _MOST_GIB:
+        raise ConfigError("gpu_memory_gib", f"must be above 0 and at most {_MOST_GIB}, got {gib:g}")
+    return int(gib * _GIB)
 
 
 def _lines(found: Diagnosis) -> Iterator[str]:

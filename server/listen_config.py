@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cupy_engine.config import EngineConfig
+from cupy_engine.config import EngineConfig, check_types
 from cupy_engine.errors import ConfigError
 
 from .logs import LogFormat
@@ -41,6 +41,7 @@ class ListenConfig:
     log_format: LogFormat | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not 0 <= self.port <= 65535:
             raise ConfigError("port", f"must be between 0 and 65535, got {self.port}")
         for name in ("workers", "threads"):
@@ -49,8 +50,6 @@ class ListenConfig:
                 raise ConfigError(name, f"must be between 1 and 10000, got {value}")
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise ConfigError("log_level", f"must be debug, info, warning or error, got {self.log_level!r}")
-        if self.log_format not in (None, "text", "json"):
-            raise ConfigError("log_format", f"must be text or json, got {self.log_format!r}")
 
     def num_workers(self) -> int:
         return self.workers or min(8, max(1, (os.cpu_count() or 1) // 2))

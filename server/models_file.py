@@ -75,6 +75,8 @@ def deployment_from(table: dict[str, Any], name: str | None = None) -> Deploymen
     Raises:
         ConfigError: a bad value; the message says of which model.
     """
+    if not isinstance(table, dict):
+        raise ConfigError("models", f"each must be a table of options, got {table!r}")
     _require_known(table, _PLACING | _field_names(EngineConfig))
     placing = {key: value for key, value in table.items() if key in _PLACING}
     engine = {key: value for key, value in table.items() if key not in _PLACING}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cupy_engine import sampling_params as limits
+from cupy_engine.config import check_types
 from cupy_engine.errors import ConfigError
 
 from .tool_formats import TOOL_PARSERS
@@ -72,6 +73,7 @@ class ServerConfig:
     def __post_init__(self) -> None:
         for name in ("api_keys", "admin_keys"):
             object.__setattr__(self, name, _checked_keys(name, getattr(self, name)))
+        check_types(self)
         if self.tool_call_parser not in TOOL_PARSERS:
             allowed = ", ".join(TOOL_PARSERS)
             raise ConfigError("tool_call_parser", f"must be one of {allowed}, got {self.tool_call_parser!r}")
@@ -81,7 +83,7 @@ class ServerConfig:
             value = getattr(self, name)
             if value is None and name in _KEY_LIMITS:
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            if not low <= value <= high:
                 raise ConfigError(name, f"must be between {low:g} and {high:g}, got {value!r}")
         if self.limits_keys and not self.api_keys:
             name = next(name for name in _KEY_LIMITS if getattr(self, name) is not None)
@@ -95,6 +97,8 @@ class ServerConfig:
 
 def _checked_keys(field: str, keys: Any) -> tuple[str, ...]:
     """Keys as a tuple; one key may be given as a string."""
+    if not isinstance(keys, (str, list, tuple)):
+        raise ConfigError(field, f"must be a key or a list of keys, got {keys!r}")
     keys = (keys,) if isinstance(keys, str) else tuple(keys)
     for key in keys:
         if not isinstance(key, str) or not key or not key.isascii() or not key.isprintable():

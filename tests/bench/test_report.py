@@ -84,3 +84,11 @@ def test_transformers_runs_to_the_full_length() -> None:
     assert result.system.startswith("transformers ")
     assert len(result.full_s) == len(result.first_s) == 2
     assert min(result.full_s) > 0
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_a_file_that_cannot_be_written_is_told_first(option: str, tmp_path: Path) -> None:
+    if option == "--plot":
+        pytest.importorskip("matplotlib")
+    with pytest.raises(ConfigError, match=r"cannot write '.*nowhere/x.png': No such file or directory"):
+        check_output(arguments(option, str(tmp_path / "nowhere" / "x.png")))

@@ -17,6 +17,7 @@ from cupy_engine.server.server_config import ServerConfig
 
 from cupy_engine import __version__
 from cupy_engine.config import EngineConfig
+from cupy_engine.errors import ConfigError
 from cupy_engine.model_source import ModelFiles
 
 QUESTION = "What is the capital of France?"
@@ -73,6 +74,8 @@ def test_generate_stops(warm: None, capsys: Captured) -> None:
         (["serve", "--port", "70000"], "port: must be between 0 and 65535"),
         (["serve", "--host", "no.such.host.invalid"], "no.such.host.invalid"),
         (["serve", "--log-level", "loud"], "log_level"),
+        (["doctor", "--gpu-memory-gib", "nan"], "gpu_memory_gib: must be above 0"),
+        (["doctor", "--arch", "sm_90a"], "arch: goes with --compile"),
     ],
 )
 def test_errors_are_one_line(arguments: list[str], words: str, capsys: Captured) -> None:
@@ -101,7 +104,9 @@ def test_misuse_is_exit_code_2(arguments: list[str], capsys: Captured) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-    assert "usage: cupy-engine" in capsys.readouterr().err
+    usage, *rest = capsys.readouterr().err.splitlines()
+    assert usage.startswith("usage: cupy-engine")
+    assert len(rest) == 1
 
 
 @pytest.mark.parametrize("command", [[], ["generate"], ["chat"], ["serve"], ["models"], ["bench"]])
@@ -141,6 +146,23 @@ def test_options_become_configuration() -> None:
     }
     assert chosen(parsed, ServerConfig) == {"api_keys": ["a", "b"], "strict": True}
     assert chosen(parsed, ListenConfig) == {"workers": 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "words"),
+    [
+        (ListenConfig, {"port": "8000"}, "port: must be int, got '8000'"),
+        (ListenConfig, {"host": 3}, "host: must be str, got 3"),
+        (ListenConfig, {"workers": 1.5}, "workers: must be int or None, got 1.5"),
+        (ServerConfig, {"strict": "no"}, "strict: must be bool, got 'no'"),
+        (ServerConfig, {"api_keys": 3}, "api_keys: must be a key or a list of keys, got 3"),
+        (ServerConfig, {"request_timeout_s": True}, "request_timeout_s: must be float, got True"),
+        (ServerConfig, {"max_prompts": 1.5}, "max_prompts: must be int, got 1.5"),
+    ],
+)
+def test_a_file_may_not_give_other_types(kind: type, options: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        kind(**options)
 
 
 def test_configuration_becomes_options() -> None:

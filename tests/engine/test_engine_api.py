@@ -212,6 +212,9 @@ def test_many_threads(engine: Engine) -> None:
         ({"prompt_token_ids": [49152]}, "prompt", "0 to 49151"),
         ({"prompt_token_ids": [-1]}, "prompt", "0 to 49151"),
         ({"text": "x"}, "prompt", "prompt_token_ids"),
+        (3, "prompts", "a prompt or several, got int"),
+        ([3], "prompt", "text, token ids or a dict, got int"),
+        (b"bytes", "prompts", "got bytes"),
         ({"prompt_token_ids": [1] * 8192}, "prompt", "8192"),
     ],
 )
@@ -224,6 +227,20 @@ def test_bad_prompts(engine: Engine, prompt: object, param: str, words: str) -> 
 def test_params_must_match_prompts(engine: Engine) -> None:
     with pytest.raises(InvalidRequestError, match="2 sampling parameters for 1 prompts"):
         engine.generate(["a"], [GREEDY, GREEDY])
+
+
+@pytest.mark.parametrize("params", [3, "greedy", {"max_tokens": 1}, [{"max_tokens": 1}]])
+def test_params_of_a_wrong_type(engine: Engine, params: object) -> None:
+    with pytest.raises(InvalidRequestError, match="params must be SamplingParams"):
+        engine.generate(["a"], params)  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequestError, match="params must be SamplingParams"):
+        engine.stream("a", params)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("messages", [3, "hello", [3], {"role": "user", "content": "hello"}])
+def test_conversations_of_a_wrong_type(engine: Engine, messages: object) -> None:
+    with pytest.raises(InvalidRequestError, match="messages must be a list of messages"):
+        engine.chat(messages, GREEDY)  # type: ignore[arg-type]
 
 
 def test_more_sequences_than_seats(engine: Engine, default_model_name: str) -> None:
@@ -258,6 +275,9 @@ def test_closed_engine_says_so(default_model_name: str, engine: Engine) -> None:
     [
         ({"max_num_seqs": 0}, "max_num_seqs"),
         ({"max_num_seqs": "many"}, "max_num_seqs"),
+        ({"max_num_seqs": 10**12}, "max_num_seqs"),
+        ({"num_kv_blocks": 10**12, "device": "cpu"}, "num_kv_blocks"),
+        ({"swap_space_bytes": 10**15, "num_kv_blocks": 16}, "swap_space_bytes"),
         ({"dtype": "float8"}, "dtype"),
         ({"dtype": "bfloat16", "device": "cpu"}, "dtype"),
         ({"tensor_parallel_size": 2}, "tensor_parallel_size"),
@@ -274,9 +294,10 @@ def test_bad_options_name_the_field(default_model_name: str, options: dict[str, 
     assert caught.value.field == field
 
 
-def test_unknown_model() -> None:
+@pytest.mark.parametrize("name", ["no-such-model", "", "a" * 5000, "~nobody-by-this-name/model", "\0"])
+def test_unknown_model(name: str) -> None:
     with pytest.raises(ModelLoadError, match="smollm2-135m"):
-        Engine(model="no-such-model")
+        Engine(model=name)
 
 
 def test_deadline(engine: Engine) -> None:

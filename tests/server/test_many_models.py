@@ -288,6 +288,7 @@ def test_a_conversation_stays_where_its_prefix_is_whoever_takes_its_requests(tmp
     [
         ("", r"no \[\[models\]\]"),
         ("[[models", "cannot read"),
+        ("models=[3]", "models: each must be a table of options, got 3"),
         ("[[models]]\nname='a b'\n", "name: "),
         ("[[models]]\nmodel='m'\nmax_num_seqs=0\n", r"max_num_seqs: .*model m"),
         ("[[models]]\nmodel='m'\nnonsense=0\n", "nonsense: no such option"),

@@ -88,7 +88,7 @@ def test_json_lines() -> None:
 def test_bad_options() -> None:
     from cupy_engine.server.listen_config import ListenConfig
 
-    with pytest.raises(ConfigError, match="log_format: must be text or json"):
+    with pytest.raises(ConfigError, match="log_format: must be one of 'text', 'json', got 'xml'"):
         ListenConfig(log_format="xml")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="otlp_traces_endpoint: must be an HTTP URL, got 'localhost:4317'"):
         ServerConfig(otlp_traces_endpoint="localhost:4317")
