@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -26,6 +27,7 @@ Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 MAX_SKIPPED_BYTES = 1 << 15  # of a body that nobody read; less than gunicorn skips
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _NO_ROOM_PAUSE_S = 0.01
+_SWITCH_INTERVAL_S = 0.0005  # many threads have little to do each: none should wait long for Python's lock
 
 
 class StreamWorker(ThreadWorker):  # type: ignore[misc]
@@ -41,6 +43,7 @@ class StreamWorker(ThreadWorker):  # type: ignore[misc]
     max_keepalived: int
 
     def init_process(self) -> None:
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         self._streams = StreamLoop()
         self._streams.start()
         self._limit_connections()
