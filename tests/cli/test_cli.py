@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -209,6 +210,22 @@ def test_help_is_fast_and_imports_nothing_heavy() -> None:
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert time.perf_counter() - start_s < 2
     assert out == "[]\n"
+
+
+def test_a_terminal_without_the_character_is_no_crash(default_model: ModelFiles) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "cupy_engine.server.cli",
+        "generate",
+        "--raw",
+        "1 é 2 é 3 é 4",
+        "--max-tokens",
+        "6",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0, done.stderr
+    assert "?" in done.stdout
 
 
 def test_a_closed_pipe_is_no_crash(default_model: ModelFiles) -> None:
