@@ -64,6 +64,14 @@ def test_rules_name_real_metrics(names: set[str]) -> None:
     assert used <= names, used - names
 
 
+def test_the_guide_explains_every_alert() -> None:
+    guide = (ROOT / "README.md").read_text()
+    for group in yaml.safe_load(RULES.read_text())["groups"]:
+        for rule in group["rules"]:
+            (line,) = [line for line in guide.splitlines() if f"`{rule['alert']}`" in line]
+            assert f"| {rule['labels']['severity']} |" in line
+
+
 def test_dashboard_names_real_metrics(names: set[str]) -> None:
     used = {name for expression in dashboard_expressions() for name in re.findall(r"cupy_engine:\w+", expression)}
     assert used <= names, used - names
