@@ -32,7 +32,7 @@ class Mailbox:
                 self._held = []
             else:
                 self._held += mail
-                if any(output.finish_reason is not None for output in mail):
+                if any(map(_is_a_turn, mail)):
                     self._arrived.put(self._held)
                     self._held = []
 
@@ -45,7 +45,7 @@ class Mailbox:
         return self._arrived.get_nowait()
 
     def hold_back(self) -> None:
-        """From now on wake the reader only when a sequence ends: it has no use for less."""
+        """From now on wake the reader only for a request's first token, to note the time, and when a sequence ends."""
         with self._lock:
             self._held = []
 
@@ -67,3 +67,8 @@ class Mailbox:
 
 def _drop(_mail: Mail) -> None:
     pass
+
+
+def _is_a_turn(output: SequenceOutput) -> bool:
+    """A request's first output, which brings what is known of its prompt, or a sequence's last."""
+    return output.finish_reason is not None or output.scheduled_time_s is not None

@@ -36,6 +36,17 @@ def test_what_is_held_back_comes_in_one_piece_when_a_sequence_ends() -> None:
         box.get_nowait()
 
 
+def test_a_first_token_is_not_held_back() -> None:
+    box, first = Mailbox(), output(1)
+    first.scheduled_time_s = 2.0
+    box.hold_back()
+    box.put([first])
+    box.put([output(2)])
+    assert box.get_nowait() == [first]
+    with pytest.raises(queue.Empty):
+        box.get_nowait()
+
+
 def test_an_error_is_never_held_back() -> None:
     box, error = Mailbox(), ValueError("x")
     box.hold_back()
