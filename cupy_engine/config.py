@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from cupy_engine.errors import ConfigError
@@ -118,10 +120,7 @@ class EngineConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> EngineConfig:
         """Raises ConfigError for a field that does not exist."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        for name in values:
-            if name not in known:
-                raise ConfigError(name, f"no such option; there are {', '.join(sorted(known))}")
+        check_names(values, {field.name for field in dataclasses.fields(cls)})
         return cls(**values)
 
 
@@ -140,6 +139,19 @@ _MINIMUM = {
 
 
 _MAXIMUM = {"max_num_seqs": 1 << 16, "max_num_batched_tokens": 1 << 24, "block_size": 1 << 16}
+
+
+def check_names(values: Iterable[str], known: Collection[str]) -> None:
+    """Hold names of options against those there are.
+
+    Raises:
+        ConfigError: the first unknown one; says which it is like, or else all there are.
+    """
+    for name in values:
+        if name not in known:
+            alike = get_close_matches(name, known)
+            hint = f"did you mean {' or '.join(alike)}?" if alike else f"there are {', '.join(sorted(known))}"
+            raise ConfigError(name, f"no such option; {hint}")
 
 
 def check_types(config: Any) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from cupy_engine.config import EngineConfig
+from cupy_engine.config import EngineConfig, check_names
 from cupy_engine.errors import ConfigError
 
 from .deployment import Deployment, deployment_of, own_name
@@ -61,7 +61,7 @@ def read_models_file(path: str | Path) -> ModelsFile:
         if count > 1:
             raise ConfigError("models", f"{deployment_id!r} is there {count} times; give each a version of its own")
     server, listen = _field_names(ServerConfig), _field_names(ListenConfig)
-    _require_known(options, server | listen)
+    check_names(options, server | listen)
     return ModelsFile(
         deployments,
         {name: value for name, value in options.items() if name in server},
@@ -77,7 +77,7 @@ def deployment_from(table: dict[str, Any], name: str | None = None) -> Deploymen
     """
     if not isinstance(table, dict):
         raise ConfigError("models", f"each must be a table of options, got {table!r}")
-    _require_known(table, _PLACING | _field_names(EngineConfig))
+    check_names(table, _PLACING | _field_names(EngineConfig))
     placing = {key: value for key, value in table.items() if key in _PLACING}
     engine = {key: value for key, value in table.items() if key not in _PLACING}
     if name is not None:
@@ -103,19 +103,13 @@ def split_options(options: dict[str, Any]) -> tuple[list[Deployment], ServerConf
     if "config" in options:
         file = read_models_file(options["config"])
         rest = {name: value for name, value in options.items() if name != "config"}
-        _require_known(rest, _field_names(ServerConfig))
+        check_names(rest, _field_names(ServerConfig))
         return file.deployments, ServerConfig(**file.server | rest)
     server_names, engine_names = _field_names(ServerConfig), _field_names(EngineConfig)
-    _require_known(options, engine_names | server_names | {"replicas"})
+    check_names(options, engine_names | server_names | {"replicas"})
     engine = EngineConfig.from_dict({name: value for name, value in options.items() if name in engine_names})
     server = {name: value for name, value in options.items() if name in server_names}
     return [deployment_of(engine, replicas=options.get("replicas", 1))], ServerConfig(**server)
-
-
-def _require_known(options: dict[str, Any], known: set[str]) -> None:
-    for name in options:
-        if name not in known:
-            raise ConfigError(name, f"no such option; there are {', '.join(sorted(known))}")
 
 
 def _field_names(kind: type) -> set[str]:
