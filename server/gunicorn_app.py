@@ -16,6 +16,9 @@ from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.config import KNOWN_SETTINGS as SETTINGS
+from gunicorn.util import load_class
+
+from cupy_engine.errors import ConfigError
 
 from . import gunicorn_conf
 from .app import create_app
@@ -45,6 +48,7 @@ def run_gunicorn(
 
     Raises:
         ModelLoadError: a model's tokenizer or configuration cannot be loaded.
+        ConfigError: there is no such worker class.
     """
     url = url_of(listener)
     models = ModelDirectory(plan.deployments, config)
@@ -69,6 +73,10 @@ def run_gunicorn(
 
 def gunicorn_settings(listen: ListenConfig, num_threads: int) -> dict[str, Any]:
     """:mod:`.gunicorn_conf`, and what the command line says."""
+    try:
+        load_class(listen.worker_class)
+    except RuntimeError:  # with a traceback in its text
+        raise ConfigError("worker_class", f"cannot be imported: {listen.worker_class!r}; leave it out") from None
     common = {name: value for name, value in vars(gunicorn_conf).items() if name in KNOWN_SETTINGS}
     return common | {
         "workers": listen.num_workers(),

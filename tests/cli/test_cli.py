@@ -13,6 +13,7 @@ import types
 
 import pytest
 from cupy_engine.server.cli import build_parser, main
+from cupy_engine.server.gunicorn_app import gunicorn_settings
 from cupy_engine.server.listen_config import ListenConfig
 from cupy_engine.server.server_config import ServerConfig
 
@@ -147,6 +148,11 @@ def test_options_become_configuration() -> None:
     }
     assert chosen(parsed, ServerConfig) == {"api_keys": ["a", "b"], "strict": True}
     assert chosen(parsed, ListenConfig) == {"workers": 2}
+
+
+def test_a_worker_class_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"worker_class: cannot be imported: 'no.such.Class'"):
+        gunicorn_settings(ListenConfig(worker_class="no.such.Class"), 4)
 
 
 @pytest.mark.parametrize(
