@@ -35,6 +35,7 @@ def engine(default_model: Any) -> Iterator[Engine]:
         max_num_seqs=12,
         max_num_batched_tokens=16,
         max_steps_in_flight=2,
+        admission_mode="greedy",
     ) as engine:
         yield engine
 
