@@ -12,7 +12,7 @@ from cupy_engine.collector import RequestCollector
 from cupy_engine.config import EngineConfig
 from cupy_engine.errors import InvalidRequestError
 from cupy_engine.messages import GenerateRequest, Pooling
-from cupy_engine.model_source import ModelFiles, load_model_config, resolve_model
+from cupy_engine.model_source import ModelFiles, load_model_config, resolve_model, resolve_tokenizer
 from cupy_engine.sampling_params import SamplingParams
 from cupy_engine.structured_outputs import Grammar, StructuredOutputs
 from cupy_engine.tokenizer import Tokenizer, load_tokenizer
@@ -44,7 +44,7 @@ class FrontEnd:
     ) -> FrontEnd:
         """Load tokenizer and template. ``max_model_len`` is the started engine's, if it is known already."""
         files = files or resolve_model(config.model)
-        text_files = resolve_model(config.tokenizer) if config.tokenizer else files
+        text_files = resolve_tokenizer(config.tokenizer, files)
         model = load_model_config(files)
         return cls(
             config.served_model_name or files.name,

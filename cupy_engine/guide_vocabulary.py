@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from cupy_engine.config import EngineConfig
 from cupy_engine.model_config import ModelConfig
-from cupy_engine.model_source import ModelFiles, resolve_model
+from cupy_engine.model_source import ModelFiles, resolve_tokenizer
 from cupy_engine.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ def load_vocabulary(config: EngineConfig, files: ModelFiles, model: ModelConfig)
     """Raises ValueError if the model has no tokenizer, or no token to end with."""
     from llguidance import LLTokenizer, TokenizerWrapper
 
-    tokenizer = load_tokenizer(resolve_model(config.tokenizer) if config.tokenizer else files)
+    tokenizer = load_tokenizer(resolve_tokenizer(config.tokenizer, files))
     if tokenizer is None:
         raise ValueError("this model has no tokenizer, so there are no texts to follow a grammar")
     ends = [token_id for token_id in model.eos_token_ids if token_id < model.vocab_size]

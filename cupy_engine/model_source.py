@@ -91,6 +91,20 @@ def resolve_model(model: str | Path, *, offline: bool = False, progress: bool = 
     )
 
 
+def resolve_tokenizer(tokenizer: str | None, model: ModelFiles) -> ModelFiles:
+    """The files that a tokenizer comes from: those named by the option ``tokenizer``, else the model's.
+
+    Raises:
+        ConfigError: nothing by that name, or it cannot be fetched.
+    """
+    if tokenizer is None:
+        return model
+    try:
+        return resolve_model(tokenizer)
+    except ModelLoadError as error:
+        raise ConfigError("tokenizer", str(error)) from error
+
+
 def list_models() -> list[BuiltInModel]:
     """The built-in models and whether each is in the cache."""
     return [

@@ -176,8 +176,10 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 def _check_type(field: str, value: Any, kinds: tuple[type, ...]) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InvalidRequestError(field, f"{field} must be finite, got {value}")
     is_stray_bool = isinstance(value, bool) and bool not in kinds
-    if isinstance(value, kinds) and not is_stray_bool and not (isinstance(value, float) and not math.isfinite(value)):
+    if isinstance(value, kinds) and not is_stray_bool:
         return
     names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
     raise InvalidRequestError(field, f"{field} must be {names}, got {_shorten(value)}")

@@ -29,7 +29,8 @@ def compute_in_parts(plan: StepPlan, compute: Callable[[StepPlan], StepResult]) 
     except MemoryError as error:
         if plan.num_tokens <= 1:
             raise
-        logger.warning("step %d: no memory for %d tokens at once (%s)", plan.step_id, plan.num_tokens, str(error))
+        reason = str(error)  # a log record may be kept, and the error has a traceback that holds the arrays
+        logger.warning("step %d: no memory for %d tokens at once (%s)", plan.step_id, plan.num_tokens, reason)
     sequences = plan.sequences
     first, second = _halves(sequences)
     # A sequence that was cut is the last of the one half and the first of the other.

@@ -237,6 +237,17 @@ def test_params_of_a_wrong_type(engine: Engine, params: object) -> None:
         engine.stream("a", params)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_parameters_must_be_finite(value: float) -> None:
+    with pytest.raises(InvalidRequestError, match="temperature must be finite"):
+        SamplingParams(temperature=value)
+
+
+def test_a_tokenizer_that_is_not_there_is_named(default_model_name: str) -> None:
+    with pytest.raises(ConfigError, match="tokenizer: no model 'nope'"):
+        Engine(model=default_model_name, tokenizer="nope", num_kv_blocks=16)
+
+
 @pytest.mark.parametrize("messages", [3, "hello", [3], {"role": "user", "content": "hello"}])
 def test_conversations_of_a_wrong_type(engine: Engine, messages: object) -> None:
     with pytest.raises(InvalidRequestError, match="messages must be a list of messages"):

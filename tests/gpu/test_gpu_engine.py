@@ -13,6 +13,15 @@ from cupy_engine import Engine, RequestOutput, SamplingParams
 
 pytestmark = pytest.mark.gpu
 TOLERANCE = 2e-3
+TRANSFORMERS_BFLOAT16 = {  # mean |Δ logprob| on an H100
+    "gpt2": 0.0169,
+    "llama": 0.0411,
+    "llama-mqa-bias-tied": 0.0306,
+    "llama-rope-linear": 0.0400,
+    "llama-rope-llama3": 0.0385,
+    "llama-rope-yarn": 0.0434,
+    "mistral-sliding-window": 0.0367,
+}
 OPTIONS = {"device": "cuda", "dtype": "float32", "max_num_seqs": 8, "num_kv_blocks": 100, "swap_space_bytes": 1 << 24}
 
 
@@ -47,10 +56,9 @@ def test_tiny_models(name: str, budget: int) -> None:
 
 @pytest.mark.parametrize("name", TINY_MODELS)
 def test_tiny_models_in_bfloat16(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Along the golden tokens, log-probabilities are those of float32 but for rounding.
+    """Along the golden tokens, log-probabilities are about as near to float32 as those of transformers on a GPU.
 
-    The weights of these models are large: transformers on a GPU differs by mean 0.017 (gpt2) to 0.043, max 0.08 to
-    0.34.
+    The weights of these models are large, so rounding counts for more than in a trained one.
     """
     forced = [{"prompt_token_ids": case["prompt_token_ids"] + case["greedy_token_ids"]} for case in cases(name)]
     params, model = greedy(1, prompt_logprobs=0), str(tiny_model(name))
@@ -59,8 +67,8 @@ def test_tiny_models_in_bfloat16(name: str, capsys: pytest.CaptureFixture[str]) 
         errors = np.array([error for ours, theirs in pairs for error in distances(ours, theirs)])
     with capsys.disabled():
         print(f"\n{name}, bfloat16: mean {errors.mean():.4f} max {errors.max():.4f}")
-    assert errors.mean() <= 0.045
-    assert errors.max() <= 0.35
+    assert errors.mean() <= 1.1 * TRANSFORMERS_BFLOAT16[name]
+    assert errors.max() <= 0.25
 
 
 def distances(ours: RequestOutput, theirs: RequestOutput) -> list[float]:

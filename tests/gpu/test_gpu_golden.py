@@ -110,12 +110,12 @@ def long_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize(("dtype", "mean", "maximum"), [("float32", 2e-4, 2e-3), ("bfloat16", 0.045, 0.55)])
+@pytest.mark.parametrize(("dtype", "mean", "maximum"), [("float32", 2e-4, 2e-3), ("bfloat16", 0.0448, 0.5)])
 def test_contexts_of_32k_tokens(long_model: str, dtype: str, mean: float, maximum: float) -> None:
     """The prompt's log-probabilities agree along all of it, and decoding goes on from its end.
 
-    In bfloat16, transformers on a GPU differs by mean 0.045 and max 0.52 on the same prompt, at its end as much as at
-    its beginning.
+    In bfloat16, transformers on a GPU differs by mean 0.0448 and max 0.5185 on the same prompt, at its end as much as
+    at its beginning.
     """
     rng = np.random.default_rng(7)
     prompt = {"prompt_token_ids": rng.integers(3, 256, 32_700).tolist()}
