@@ -26,6 +26,7 @@ from .setup import BENCH_DEFAULTS, add_engine_arguments, engine_options, require
 
 _DEFAULTS = BENCH_DEFAULTS | {"kv_cache_memory_bytes": 256 << 20, "admission_mode": "greedy"}
 _OVERFLOW = 1.25  # tokens of all requests, in pools
+_FEWEST = 32  # requests that a pool holds unless a length is asked for: few and long ones cannot fill it
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,9 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--input-len",
         type=int,
-        default=1024,
         help="mean prompt tokens, from half to one and a half times as many; more where max_num_seqs such requests "
-        "would not fill the cache (default: 1024)",
+        f"would not fill the cache (default: 1024, or as many as let {_FEWEST} requests fit)",
     )
     group.add_argument("--output-len", type=int, default=128, help="tokens to generate (default: 128)")
     add_engine_arguments(parser, _DEFAULTS)
@@ -99,10 +99,13 @@ def _sizes(engine: Engine, before: _MemoryUse, loaded: _MemoryUse, after: _Memor
     return figures | {"host_bytes": loaded.host, "host_peak_bytes": after.host_peak}
 
 
-def _requests(engine: Engine, mean_len: int, output_len: int) -> tuple[list[Any], SamplingParams]:
+def _requests(engine: Engine, mean_len: int | None, output_len: int) -> tuple[list[Any], SamplingParams]:
     """Random prompts, together with what is generated more than the pool holds."""
     info, rng = engine.info, np.random.default_rng(0)
-    wanted = int(_OVERFLOW * info.num_kv_blocks * info.block_size)
+    pool_len = info.num_kv_blocks * info.block_size
+    if mean_len is None:
+        mean_len = min(1024, max(pool_len // _FEWEST - output_len, 1))
+    wanted = int(_OVERFLOW * pool_len)
     fill_len = -(-wanted // engine.config.max_num_seqs) - output_len
     mean_len = min(max(mean_len, fill_len), info.max_model_len - output_len)
     prompts: list[Any] = []

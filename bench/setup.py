@@ -35,10 +35,11 @@ def add_engine_arguments(parser: argparse.ArgumentParser, defaults: dict[str, An
 
 
 def require_positive(arguments: argparse.Namespace, *names: str) -> None:
-    """Raises ConfigError for a number below 1."""
+    """Raises ConfigError for a number below 1; what was not asked for is None."""
     for name in names:
-        if getattr(arguments, name) < 1:
-            raise ConfigError(name, f"must be at least 1, got {getattr(arguments, name)}")
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ConfigError(name, f"must be at least 1, got {value}")
 
 
 def require_percentiles(arguments: argparse.Namespace) -> None:

@@ -33,6 +33,13 @@ def test_the_pool_fills_before_anybody_makes_room(capsys: pytest.CaptureFixture[
     assert 0 < ours["weight_bytes"] < ours["host_bytes"] <= ours["host_peak_bytes"]
 
 
+def test_without_a_length_enough_requests_fit_to_fill_the_pool(capsys: pytest.CaptureFixture[str]) -> None:
+    run("--output-len", "16", "--num-kv-blocks", "100", "--json")
+    (ours,) = json.loads(capsys.readouterr().out)["results"]
+    assert ours["num_preemptions"] > 0
+    assert ours["kv_blocks_used"] >= 0.96
+
+
 def test_a_pool_that_never_fills_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     run("--input-len", "200", "--output-len", "2", "--num-kv-blocks", "16")
     assert "never full: let more and shorter requests fit, see --input-len" in capsys.readouterr().out
