@@ -13,6 +13,7 @@ from typing import Any, cast
 from cupy_engine.config_fields import ConfigFields
 from cupy_engine.json_file import read_json_object
 from cupy_engine.model_config import ModelConfig, RopeConfig, RopeType
+from cupy_engine.model_registry import check_architecture
 
 _DTYPES = ("float32", "float16", "bfloat16")
 _ROPE_SCALING_NUMBERS: dict[str, tuple[str, ...]] = {  # what a scaling type cannot do without
@@ -43,6 +44,7 @@ def load_hf_config(folder: Path) -> ModelConfig:
 
 
 def _model_config(fields: ConfigFields) -> ModelConfig:
+    architecture = _architecture(fields)  # first: another one has other fields
     has_learned_positions = fields.has("n_positions")
     hidden_size = fields.integer("hidden_size", "n_embd")
     num_heads = fields.integer("num_attention_heads", "n_head")
@@ -50,7 +52,7 @@ def _model_config(fields: ConfigFields) -> ModelConfig:
     max_positions = fields.integer("max_position_embeddings", "n_positions")
     head_dim = _head_dim(fields, hidden_size, num_heads)
     return ModelConfig(
-        architecture=_architecture(fields),
+        architecture=architecture,
         vocab_size=vocab_size,
         hidden_size=hidden_size,
         intermediate_size=fields.integer("intermediate_size", "n_inner", default=4 * hidden_size),
@@ -78,6 +80,7 @@ def _architecture(fields: ConfigFields) -> str:
     names = fields.values.get("architectures")
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise fields.error("architectures", f"must be a list with the model's class name, got {names!r}")
+    check_architecture(names[0], fields.file)
     return names[0]
 
 

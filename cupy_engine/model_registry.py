@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import importlib
 from importlib.metadata import entry_points
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
-from cupy_engine.batch import Batch
-from cupy_engine.device import Array, Device
 from cupy_engine.errors import ModelLoadError
-from cupy_engine.kv_cache import KVCache
-from cupy_engine.loader import LoadedWeights
-from cupy_engine.model_config import ModelConfig
-from cupy_engine.weights import WeightSource
+
+if TYPE_CHECKING:  # heavy; who reads a configuration needs only the names
+    from cupy_engine.batch import Batch
+    from cupy_engine.device import Array, Device
+    from cupy_engine.kv_cache import KVCache
+    from cupy_engine.loader import LoadedWeights
+    from cupy_engine.model_config import ModelConfig
+    from cupy_engine.weights import WeightSource
 
 ENTRY_POINT_GROUP = "cupy_engine.models"
 
@@ -60,23 +63,25 @@ def known_architectures() -> list[str]:
     return sorted(_MODELS | {point.name: point.value for point in entry_points(group=ENTRY_POINT_GROUP)})
 
 
+def check_architecture(architecture: str, file: Path | None = None) -> None:
+    """Raises ModelLoadError if nobody registered it; the message lists who did. ``file`` says so."""
+    if architecture not in _MODELS and not entry_points(group=ENTRY_POINT_GROUP, name=architecture):
+        raise ModelLoadError(
+            f"architecture {architecture!r} is unknown; known are {', '.join(known_architectures())}. "
+            "cupy_engine.model_registry.register_model adds one",
+            file=file,
+        )
+
+
 def model_class(architecture: str) -> type[CausalLM]:
     """The class that runs ``architecture``.
 
     Raises:
         ModelLoadError: nobody registered it (the message lists who did), or its class cannot be imported.
     """
-    model = _MODELS.get(architecture) or _entry_point(architecture)
+    check_architecture(architecture)
+    model = _MODELS.get(architecture) or entry_points(group=ENTRY_POINT_GROUP)[architecture].value
     return _import_class(model) if isinstance(model, str) else model
-
-
-def _entry_point(architecture: str) -> str:
-    for point in entry_points(group=ENTRY_POINT_GROUP, name=architecture):
-        return point.value
-    raise ModelLoadError(
-        f"architecture {architecture!r} is unknown; known are {', '.join(known_architectures())}. "
-        "cupy_engine.model_registry.register_model adds one"
-    )
 
 
 def _import_class(path: str) -> type[CausalLM]:

@@ -210,6 +210,13 @@ def test_nonsense_names_file_and_field(tmp_path: Path, changes: dict[str, Any], 
     assert caught.value.file == tmp_path / "config.json"
 
 
+def test_an_architecture_that_nobody_runs_is_told_before_the_fields_it_has_not(tmp_path: Path) -> None:
+    with pytest.raises(
+        ModelLoadError, match=r"config\.json: architecture 'MambaForCausalLM' is unknown; .*Llama"
+    ):
+        load(tmp_path, architectures=["MambaForCausalLM"], hidden_size=...)
+
+
 def test_nonsense_in_generation_config_names_that_file(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match=r"generation_config\.json: field eos_token_id"):
         load(tmp_path, generation={"eos_token_id": 1000})
