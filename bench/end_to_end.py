@@ -22,13 +22,14 @@ from cupy_engine.server.listen_config import ListenConfig
 from cupy_engine.server.options import add_options, as_arguments, chosen
 from cupy_engine.server.server_config import ServerConfig
 
-from cupy_engine.errors import ConfigError, EngineError
+from cupy_engine.errors import EngineError
 
 from .fake_server import fake_server
 from .load import Load, Target, default_num_processes, run_load, summarize
+from .option_types import amount, count, percentile
 from .report import Figures, Report, Row, add_output_arguments, check_output, emit, plain, table
 from .served import running_server, started_server
-from .setup import add_engine_arguments, engine_options, require_percentiles, require_positive
+from .setup import add_engine_arguments, engine_options
 
 _WARM_UP_CLIENTS = 8  # where the number of clients is left to chance
 _WARM_UP_TOKENS = 8
@@ -42,22 +43,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     load.add_argument("--api-key", default=os.environ.get("OPENAI_API_KEY"), help="for --url (or OPENAI_API_KEY)")
     load.add_argument(
         "--concurrent-requests",
-        type=int,
+        type=count,
         nargs="+",
         default=[1, 32],
         metavar="C",
         help="clients; several numbers are measured one after the other (default: 1 32)",
     )
     load.add_argument(
-        "--request-rate", type=float, nargs="+", metavar="R", help="requests a second, by chance, instead of clients"
+        "--request-rate", type=amount, nargs="+", metavar="R", help="requests a second, by chance, instead of clients"
     )
-    load.add_argument("--duration", type=float, default=15.0, metavar="S", help="seconds of each load (default: 15)")
+    load.add_argument("--duration", type=amount, default=15.0, metavar="S", help="seconds of each load (default: 15)")
     load.add_argument(
-        "--input-len", type=int, default=396, help="words of a prompt, about as many tokens (default: 396)"
+        "--input-len", type=count, default=396, help="words of a prompt, about as many tokens (default: 396)"
     )
-    load.add_argument("--output-len", type=int, default=128, help="tokens to generate (default: 128)")
-    load.add_argument("--percentiles", type=float, nargs="+", default=[50, 99], metavar="P", help="(default: 50 99)")
-    load.add_argument("--client-processes", type=int, metavar="N", help="(default: a quarter of the cores, at most 8)")
+    load.add_argument("--output-len", type=count, default=128, help="tokens to generate (default: 128)")
+    load.add_argument(
+        "--percentiles", type=percentile, nargs="+", default=[50, 99], metavar="P", help="(default: 50 99)"
+    )
+    load.add_argument(
+        "--client-processes", type=count, metavar="N", help="(default: a quarter of the cores, at most 8)"
+    )
     load.add_argument(
         "--check-client",
         action="store_true",
@@ -71,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and report; the exit status."""
-    _check(arguments)
+    check_output(arguments)
     loads = list(_loads(arguments))
     about: dict[str, Any] = {
         "input_words": arguments.input_len,
@@ -90,16 +95,6 @@ def run(arguments: argparse.Namespace) -> int:
     title += "".join(f", {name.removesuffix('_s').replace('_', ' ')} after {s:.1f} s" for name, s in start.items())
     emit(Report(title, {"model": target.model, **about, **start}, rows), arguments, as_table=True)
     return 0
-
-
-def _check(arguments: argparse.Namespace) -> None:
-    check_output(arguments)
-    require_positive(arguments, "input_len", "output_len")
-    require_percentiles(arguments)
-    for name in ("concurrent_requests", "client_processes", "request_rate", "duration"):
-        value = getattr(arguments, name)
-        if any(each <= 0 for each in (value if isinstance(value, list) else [value]) if each is not None):
-            raise ConfigError(name, f"must be above 0, got {value}")
 
 
 def _loads(arguments: argparse.Namespace) -> Iterator[Load]:

@@ -34,8 +34,8 @@ from cupy_engine.slot_table import SlotTable
 from cupy_engine.step_buffers import StepArrays, StepShape, num_ints
 
 from .host_clock import HostClock
+from .option_types import count
 from .report import Figure, Figures, Report, Row, add_output_arguments, check_output, emit
-from .setup import require_positive
 
 BLOCK_SIZE = 16
 VOCAB_SIZE = 128_256
@@ -44,17 +44,16 @@ EOS = 128_001
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``cupy-engine bench host``."""
-    parser.add_argument("--batch-size", type=int, default=256, help="sequences that run at once (default: 256)")
-    parser.add_argument("--input-len", type=int, default=128, help="prompt tokens, on average (default: 128)")
-    parser.add_argument("--output-len", type=int, default=256, help="tokens to generate (default: 256)")
-    parser.add_argument("--repeat", type=int, default=5, help="measured runs, after one to warm up (default: 5)")
+    parser.add_argument("--batch-size", type=count, default=256, help="sequences that run at once (default: 256)")
+    parser.add_argument("--input-len", type=count, default=128, help="prompt tokens, on average (default: 128)")
+    parser.add_argument("--output-len", type=count, default=256, help="tokens to generate (default: 256)")
+    parser.add_argument("--repeat", type=count, default=5, help="measured runs, after one to warm up (default: 5)")
     add_output_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and report; the exit status."""
     check_output(arguments)
-    require_positive(arguments, "batch_size", "input_len", "output_len", "repeat")
     lengths = arguments.batch_size, arguments.input_len, arguments.output_len
     rows = [_row(lengths, arguments.repeat, caches_prefixes=caches) for caches in (False, True)]
     about = {name: getattr(arguments, name) for name in ("batch_size", "input_len", "output_len", "repeat")}

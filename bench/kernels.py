@@ -21,7 +21,7 @@ import numpy as np
 from cupy_engine.server.cli import main
 
 from cupy_engine.cuda_device import why_no_cuda
-from cupy_engine.errors import ConfigError
+from cupy_engine.errors import EngineError
 from cupy_engine.ops import _cuda_attention
 from cupy_engine.ops._gemm_tuning import fastest
 from cupy_engine.ops.kv_cache import copy_blocks
@@ -118,7 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure and print; the exit status."""
     reason = why_no_cuda()
     if reason is not None:
-        raise ConfigError("device", f"kernels are measured on a GPU: {reason}")
+        raise EngineError(f"kernels are measured on a GPU: {reason}")
     import cupy
 
     if arguments.no_hopper:

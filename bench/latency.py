@@ -22,8 +22,8 @@ from cupy_engine.outputs import RequestOutput
 from . import offline
 from .baseline import run_baseline
 from .op_clock import OpClock
+from .option_types import percentile
 from .report import Figure, Figures, Row, percentiles
-from .setup import require_percentiles
 from .throughput import run_once
 from .token_clock import TokenClock
 from .workloads import Workload
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``cupy-engine bench latency``."""
     offline.add_arguments(parser, default_requests=1)
     parser.add_argument(
-        "--percentiles", type=float, nargs="+", default=[], metavar="P", help="of TTFT and ITL, such as 50 90 99"
+        "--percentiles", type=percentile, nargs="+", default=[], metavar="P", help="of TTFT and ITL, such as 50 90 99"
     )
     parser.add_argument(
         "--host-overhead",
@@ -46,7 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and report; the exit status."""
-    require_percentiles(arguments)
     clock = OpClock.installed() if arguments.host_overhead else None
 
     def measure(engine: Engine, workload: Workload) -> Figures:

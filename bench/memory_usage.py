@@ -20,9 +20,10 @@ from cupy_engine.server.cli import main
 from cupy_engine import Engine, SamplingParams
 from cupy_engine.cuda_device import why_no_cuda
 
+from .option_types import count
 from .pool_probe import PoolProbe
 from .report import Figures, Report, Row, add_output_arguments, check_output, emit
-from .setup import BENCH_DEFAULTS, add_engine_arguments, engine_options, require_positive
+from .setup import BENCH_DEFAULTS, add_engine_arguments, engine_options
 
 _DEFAULTS = BENCH_DEFAULTS | {"kv_cache_memory_bytes": 256 << 20, "admission_mode": "greedy"}
 _OVERFLOW = 1.25  # tokens of all requests, in pools
@@ -34,11 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("workload")
     group.add_argument(
         "--input-len",
-        type=int,
+        type=count,
         help="mean prompt tokens, from half to one and a half times as many; more where max_num_seqs such requests "
         f"would not fill the cache (default: 1024, or as many as let {_FEWEST} requests fit)",
     )
-    group.add_argument("--output-len", type=int, default=128, help="tokens to generate (default: 128)")
+    group.add_argument("--output-len", type=count, default=128, help="tokens to generate (default: 128)")
     add_engine_arguments(parser, _DEFAULTS)
     add_output_arguments(parser)
 
@@ -46,7 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure and report; the exit status."""
     check_output(arguments)
-    require_positive(arguments, "input_len", "output_len")
     before = _MemoryUse.now()
     with engine_options(arguments, _DEFAULTS) as options, Engine(**options) as engine:
         loaded, others_bytes = _MemoryUse.now(), _taken_bytes() - engine.info.used_bytes

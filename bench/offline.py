@@ -12,8 +12,9 @@ from typing import Any
 
 from cupy_engine import Engine
 
+from .option_types import count
 from .report import Figures, Report, Row, add_output_arguments, check_output, emit
-from .setup import add_engine_arguments, engine_options, require_positive
+from .setup import add_engine_arguments, engine_options
 from .workloads import Workload, named_workload
 
 BASELINE_BATCH_SIZE = 32
@@ -32,17 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser, *, default_requests: int) -> 
         metavar="NAME",
         help="ttft-N, lat, dec-B, thr-short or thr-long, one or several, instead of the three below",
     )
-    what.add_argument("--input-len", type=int, default=128, help="prompt tokens (default: 128)")
-    what.add_argument("--output-len", type=int, default=64, help="tokens to generate (default: 64)")
+    what.add_argument("--input-len", type=count, default=128, help="prompt tokens (default: 128)")
+    what.add_argument("--output-len", type=count, default=64, help="tokens to generate (default: 64)")
     what.add_argument(
         "--batch-size",
         "--num-requests",
         dest="num_requests",
-        type=int,
+        type=count,
         default=default_requests,
         help=f"requests, all at once (default: {default_requests})",
     )
-    what.add_argument("--repeat", type=int, default=5, help="measured runs, after one to warm up (default: 5)")
+    what.add_argument("--repeat", type=count, default=5, help="measured runs, after one to warm up (default: 5)")
     _add_baseline_arguments(parser)
     add_engine_arguments(parser)
     add_output_arguments(parser)
@@ -60,12 +61,15 @@ def _add_baseline_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--baseline-batch-size",
-        type=int,
+        type=count,
         metavar="N",
         help="requests in a static batch (default: 32; in latency, all)",
     )
     group.add_argument(
-        "--baseline-requests", type=int, metavar="N", help="requests that the baseline runs (default: as many as ours)"
+        "--baseline-requests",
+        type=count,
+        metavar="N",
+        help="requests that the baseline runs (default: as many as ours)",
     )
 
 
@@ -102,7 +106,6 @@ def process_age_s() -> float:
 
 def _chosen_workloads(arguments: argparse.Namespace) -> list[Workload]:
     check_output(arguments)
-    require_positive(arguments, "input_len", "output_len", "num_requests", "repeat")
     if arguments.workload:
         return [named_workload(name) for name in arguments.workload]
     return [Workload("custom", arguments.input_len, arguments.output_len, arguments.num_requests)]

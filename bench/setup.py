@@ -12,7 +12,6 @@ from typing import Any
 from cupy_engine.server.options import add_options, chosen
 
 from cupy_engine.config import EngineConfig
-from cupy_engine.errors import ConfigError
 from cupy_engine.model_source import resolve_model
 from cupy_engine.tokenizer import load_tokenizer
 
@@ -32,21 +31,6 @@ def add_engine_arguments(parser: argparse.ArgumentParser, defaults: dict[str, An
         "the vocabulary of --tokenizer if one is given (default: smollm2-135m)",
     )
     add_options(engine, EngineConfig, skip=("model",), defaults=defaults)
-
-
-def require_positive(arguments: argparse.Namespace, *names: str) -> None:
-    """Raises ConfigError for a number below 1; what was not asked for is None."""
-    for name in names:
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ConfigError(name, f"must be at least 1, got {value}")
-
-
-def require_percentiles(arguments: argparse.Namespace) -> None:
-    """Raises ConfigError for one that is none."""
-    for value in arguments.percentiles:
-        if not 0 <= value <= 100:
-            raise ConfigError("percentiles", f"must be between 0 and 100, got {value:g}")
 
 
 @contextmanager

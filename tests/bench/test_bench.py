@@ -15,6 +15,7 @@ import pytest
 from cupy_engine.bench import host, latency, throughput
 from cupy_engine.bench.host_clock import HostClock
 from cupy_engine.bench.workloads import SHAPES, Workload, named_workload, write_shape
+from cupy_engine.server.cli import main
 from golden_data import tiny_model
 
 from cupy_engine import Engine, SamplingParams
@@ -83,11 +84,6 @@ def test_latency_percentiles(capsys: pytest.CaptureFixture[str]) -> None:
         assert 0 < ours[f"{name}_p0"] <= ours[f"{name}_p50"] <= ours[f"{name}_p99.9"]
 
 
-def test_percentiles_are_percentiles() -> None:
-    with pytest.raises(ConfigError, match="percentiles: must be between 0 and 100, got 101"):
-        run(latency, [*TINY, "--percentiles", "101"])
-
-
 def test_throughput_counts_all_tokens(capsys: pytest.CaptureFixture[str]) -> None:
     run(throughput, [*TINY, "--num-requests", "4", "--json", "--repeat", "1"])
     printed = json.loads(capsys.readouterr().out)
@@ -132,9 +128,26 @@ def test_text_output_and_a_single_token(capsys: pytest.CaptureFixture[str]) -> N
     assert "decode" not in printed
 
 
-def test_bad_numbers_are_refused() -> None:
-    with pytest.raises(ConfigError, match="output_len: must be at least 1, got 0"):
-        run(latency, [*TINY, "--output-len", "0"])
+@pytest.mark.parametrize(
+    ("command", "option", "value", "error"),
+    [
+        ("throughput", "--batch-size", "0", "argument --batch-size/--num-requests: must be at least 1, got 0"),
+        ("latency", "--output-len", "-1", "argument --output-len: must be at least 1, got -1"),
+        ("latency", "--percentiles", "101", "argument --percentiles: must be between 0 and 100, got 101"),
+        ("serve", "--concurrent-requests", "0", "argument --concurrent-requests: must be at least 1, got 0"),
+        ("serve", "--duration", "nan", "argument --duration: must be a number above 0, got nan"),
+        ("serve", "--request-rate", "0", "argument --request-rate: must be a number above 0, got 0"),
+        ("memory", "--input-len", "0", "argument --input-len: must be at least 1, got 0"),
+        ("host", "--repeat", "many", "argument --repeat: invalid count value: 'many'"),
+    ],
+)
+def test_bad_numbers_are_refused_by_the_name_that_was_typed(
+    command: str, option: str, value: str, error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["bench", command, option, value])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.endswith(f"cupy-engine bench {command}: error: {error}\n")
 
 
 def test_host_overhead_from_the_command_line() -> None:
