@@ -51,4 +51,4 @@ class Batch:
     token_ids: Array  # [T] int32
     positions: Array  # [T] int32
     attention: AttentionMetadata
-    logits_rows: Array  # [R] int32, rows of the hidden state that need logits
+    output_rows: Array | None = None  # [R] int32, tokens whose hidden states are asked for; None: all, R = T

@@ -156,7 +156,7 @@ def _run_largest_step(
     )
     token_ids = xp.arange(num_tokens, dtype=np.int32) % model_config.vocab_size
     positions = xp.arange(num_tokens, dtype=np.int32)
-    batch = Batch(token_ids, positions, attention, xp.zeros(1, np.int32))
+    batch = Batch(token_ids, positions, attention)
     hidden = model.forward(batch, cache)
     # Draws and scores of prompts need logits at the same time.
     logits = [model.compute_logits(hidden[:num_rows]) for num_rows in (config.max_num_seqs, ROWS_AT_A_TIME)]

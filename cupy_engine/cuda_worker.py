@@ -172,13 +172,17 @@ class CudaWorker:
         shape = self._graph_shape(plan, step)
         prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
         embeddings: dict[int, np.ndarray] = {}
+        logits: Array | None = None
         if shape is None:
             shape = StepShape.of(step)
             self._buffers.upload(step, shape, self._device.stream)
             arrays = StepArrays.view(self._buffers.memory, shape)
-            hidden = self._forward(arrays, _attention(arrays, step.query_lens, step.context_lens))
+            are_all_wanted = self._are_all_states_wanted(plan)
+            attention = _attention(arrays, step.query_lens, step.context_lens)
+            hidden = self._forward(arrays, attention, None if are_all_wanted else arrays.logits_rows)
             prompt_logprobs = self._prompt_scores.of_step(plan, hidden)
-            logits = self._sample(embedding(arrays.logits_rows, hidden), arrays) if shape.num_draws else None
+            if shape.num_draws:
+                logits = self._sample(embedding(arrays.logits_rows, hidden) if are_all_wanted else hidden, arrays)
             pooled = self._pooler.of_step(plan, hidden)
             embeddings = {i: _fetch(vector, self._device.stream) for i, vector in pooled.items()}
         else:
@@ -189,10 +193,14 @@ class CudaWorker:
 
     def _graph_shape(self, plan: StepPlan, step: PackedStep) -> StepShape | None:
         """The smallest captured shape that holds the step; ``None`` if it has to be launched op by op."""
-        if self._prompt_scores.are_wanted(plan) or self._pooler.is_wanted(plan):
-            return None  # hidden states stay inside of graphs
+        if self._are_all_states_wanted(plan):
+            return None  # graphs keep them inside
         shapes, wanted = self._decode_shapes if step.is_decode else self._mixed_shapes, StepShape.of(step)
         return next((shape for shape in shapes if shape.holds(wanted)), None)
+
+    def _are_all_states_wanted(self, plan: StepPlan) -> bool:
+        """Whether hidden states are read that no draw needs."""
+        return self._prompt_scores.are_wanted(plan) or self._pooler.is_wanted(plan)
 
     def _seat(self, plan: StepPlan) -> None:
         for setup in plan.slot_setups:
@@ -203,9 +211,9 @@ class CudaWorker:
         self._sampler.flush(self._device.stream)
         self._sampler.set_masks(plan.masks, self._device.stream)
 
-    def _forward(self, arrays: StepArrays, attention: AttentionMetadata) -> Array:
+    def _forward(self, arrays: StepArrays, attention: AttentionMetadata, output_rows: Array | None = None) -> Array:
         token_ids = take_last_tokens(arrays.token_ids, self._sampler.last_tokens)
-        return self._model.forward(Batch(token_ids, arrays.positions, attention, arrays.logits_rows), self._kv_cache)
+        return self._model.forward(Batch(token_ids, arrays.positions, attention, output_rows), self._kv_cache)
 
     def _logprobs(self, step: PackedStep, shape: StepShape, logits: Array | None) -> PendingLogprobs | None:
         """Enqueue log-probabilities for the draws that ask, and their copy to the host."""
@@ -233,7 +241,7 @@ class CudaWorker:
         if not shape.num_prefills:
             return self._sample(self._forward(arrays, attention), arrays)
         attention.bounds = AttentionBounds(shape.num_tokens, shape.num_prefills)
-        return self._sample(embedding(arrays.logits_rows, self._forward(arrays, attention)), arrays)
+        return self._sample(self._forward(arrays, attention, arrays.logits_rows), arrays)
 
     def _sample(self, hidden: Array, arrays: StepArrays) -> Array:
         logits = self._model.compute_logits(hidden)

@@ -36,6 +36,18 @@ class ResidualStream:
         """Add a block's output [T, H]."""
         self._pending = output
 
+    def keep(self, rows: Array | None) -> None:
+        """Go on with these rows [R] alone, or with all.
+
+        Once the last layer has stored its keys and values, the rest is for the tokens whose states are asked for: of a
+        prompt that is the last one, or none.
+        """
+        if rows is None:
+            return
+        self._sum = embedding(rows, self._sum)
+        if self._pending is not None:
+            self._pending = embedding(rows, self._pending)
+
     def normed(self, norm: Norm) -> Array:
         """The normalized sum [T, H]."""
         pending, self._pending = self._pending, None

@@ -28,14 +28,14 @@ ENTRY_POINT_GROUP = "cupy_engine.models"
 
 
 class CausalLM(Protocol):
-    """A decoder-only language model over packed batches. T tokens, R rows that need logits."""
+    """A decoder-only language model over packed batches. T tokens, R of them in ``batch.output_rows``."""
 
     weights: LoadedWeights
 
     def __init__(self, config: ModelConfig, weights: WeightSource, device: Device, dtype: Any) -> None: ...
 
     def forward(self, batch: Batch, kv_cache: KVCache) -> Array:
-        """Hidden states [T, H] after the last norm; stores the tokens' keys and values in the cache."""
+        """Hidden states [R, H] after the last norm; stores all tokens' keys and values in the cache."""
 
     def compute_logits(self, hidden: Array) -> Array:
         """[R, H] → [R, V] float32."""

@@ -40,10 +40,11 @@ class Worker:
         if not plan.slots:
             return StepResult(plan.step_id)
         step = self._slots.pack(plan)
-        batch = self._batch(step)
+        are_all_wanted = self._prompt_scores.are_wanted(plan) or self._pooler.is_wanted(plan)
+        batch = self._batch(step, None if are_all_wanted else step.logits_rows)
         hidden = self._model.forward(batch, self._kv_cache)
         prompt_logprobs = self._prompt_scores.of_step(plan, hidden)
-        result = self._draw(plan, step, hidden[batch.logits_rows])
+        result = self._draw(plan, step, hidden[step.logits_rows] if are_all_wanted else hidden)
         result.prompt_logprobs = prompt_logprobs
         result.embeddings = {i: vector.tobytes() for i, vector in self._pooler.of_step(plan, hidden).items()}
         return result
@@ -56,7 +57,7 @@ class Worker:
         self._sampler.set_masks(plan.masks)
         self._slots.write(plan)
 
-    def _batch(self, step: PackedStep) -> Batch:
+    def _batch(self, step: PackedStep, output_rows: Array | None) -> Batch:
         attention = AttentionMetadata(
             query_start=step.query_start,
             context_lens=step.context_lens,
@@ -68,7 +69,7 @@ class Worker:
             host_context_lens=step.context_lens,
         )
         token_ids = take_last_tokens(step.token_ids, self._last_tokens)
-        return Batch(token_ids, step.positions, attention, step.logits_rows)
+        return Batch(token_ids, step.positions, attention, output_rows)
 
     def _draw(self, plan: StepPlan, step: PackedStep, hidden: Array) -> StepResult:
         if not len(step.draw_slots):

@@ -68,9 +68,12 @@ class GPT2Layer:
         self.attention = GPT2Attention(config, loader.at("attn"), layer)
         self.ln_2 = LayerNorm(loader, "ln_2", config.hidden_size, config.norm_eps)
         self.mlp = GPT2MLP(config, loader.at("mlp"))
+        self.is_last = layer == config.num_layers - 1
 
     def __call__(self, stream: ResidualStream, batch: Batch, kv_cache: KVCache) -> None:
         stream.add(self.attention(stream.normed(self.ln_1), batch, kv_cache))
+        if self.is_last:
+            stream.keep(batch.output_rows)
         stream.add(self.mlp(stream.normed(self.ln_2)))
 
 
@@ -88,7 +91,7 @@ class GPT2LMHeadModel:
         self.weights = loader.loaded
 
     def forward(self, batch: Batch, kv_cache: KVCache) -> Array:
-        """Hidden states [T, H] after the last norm; stores the tokens' keys and values in the cache."""
+        """Hidden states [R, H] after the last norm; stores all tokens' keys and values in the cache."""
         stream = ResidualStream(self.wte(batch.token_ids))
         stream.add(self.wpe(batch.positions))
         for layer in self.layers:

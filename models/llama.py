@@ -55,9 +55,12 @@ class LlamaLayer:
         self.attention = LlamaAttention(config, loader.at("self_attn"), layer, rope)
         self.mlp_norm = RMSNorm(loader, "post_attention_layernorm", config.hidden_size, config.norm_eps)
         self.mlp = LlamaMLP(config, loader.at("mlp"))
+        self.is_last = layer == config.num_layers - 1
 
     def __call__(self, stream: ResidualStream, batch: Batch, kv_cache: KVCache) -> None:
         stream.add(self.attention(stream.normed(self.attention_norm), batch, kv_cache))
+        if self.is_last:
+            stream.keep(batch.output_rows)
         stream.add(self.mlp(stream.normed(self.mlp_norm)))
 
 
@@ -75,7 +78,7 @@ class LlamaForCausalLM:
         self.weights = loader.loaded
 
     def forward(self, batch: Batch, kv_cache: KVCache) -> Array:
-        """Hidden states [T, H] after the last norm; stores the tokens' keys and values in the cache."""
+        """Hidden states [R, H] after the last norm; stores all tokens' keys and values in the cache."""
         stream = ResidualStream(self.embed(batch.token_ids))
         for layer in self.layers:
             layer(stream, batch, kv_cache)

@@ -47,12 +47,16 @@ class PagedRun:
 
     def step(self, scheduled: list[tuple[Sequence, int]]) -> list[np.ndarray]:
         """Compute the next n tokens of each sequence; returns the logits of those tokens, [n, V] each."""
+        return np.split(self.logits(scheduled), np.cumsum([n for _, n in scheduled])[:-1])
+
+    def logits(self, scheduled: list[tuple[Sequence, int]], output_rows: np.ndarray | None = None) -> np.ndarray:
+        """The same, of some of the step's tokens; [R, V]."""
         batch = self._pack(scheduled)
+        batch.output_rows = output_rows
         hidden = self.model.forward(batch, self.kv_cache)
-        logits = self.model.compute_logits(hidden)
         for sequence, n in scheduled:
             sequence.num_computed += n
-        return np.split(logits, np.cumsum([n for _, n in scheduled])[:-1])
+        return self.model.compute_logits(hidden)
 
     def greedy(self, sequence: Sequence, logits: np.ndarray, num_tokens: int) -> list[int]:
         """Continue from the last computed logits one token at a time."""
@@ -87,5 +91,4 @@ class PagedRun:
             host_query_lens=query_lens,
             host_context_lens=context_lens,
         )
-        rows = np.arange(len(token_ids), dtype=np.int32)
-        return Batch(np.array(token_ids, np.int32), np.array(positions, np.int32), metadata, rows)
+        return Batch(np.array(token_ids, np.int32), np.array(positions, np.int32), metadata)

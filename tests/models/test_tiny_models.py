@@ -61,6 +61,20 @@ def test_prompts_in_chunks_over_scattered_blocks(name: str, chunk: int) -> None:
         check_greedy(run, sequence, logits, case)
 
 
+@pytest.mark.parametrize("rows", [[0], [4, 21], [21], []])
+@pytest.mark.parametrize("name", TINY_MODELS)
+def test_only_the_states_that_are_asked_for_are_computed_to_the_end(name: str, rows: list[int]) -> None:
+    case = max(expected(name), key=lambda case: len(case["prompt_token_ids"]))
+    token_ids = case["prompt_token_ids"]
+    every, few = (PagedRun.open(tiny_model(name)) for _ in range(2))
+    (wanted,) = every.step([(Sequence(list(token_ids)), 22)])
+    sequence = Sequence(list(token_ids))
+    logits = few.logits([(sequence, 22)], np.array(rows, np.int32))
+    np.testing.assert_allclose(logits, wanted[rows], atol=1e-5, rtol=0)
+    rest = len(token_ids) - 22
+    np.testing.assert_allclose(few.step([(sequence, rest)])[0][-1], case["last_logits"], atol=TOLERANCE, rtol=0)
+
+
 @pytest.mark.parametrize("name", TINY_MODELS)
 def test_mixed_batches_of_prefill_chunks_and_decodes(name: str) -> None:
     run = PagedRun.open(tiny_model(name), scatter_seed=7)
