@@ -37,11 +37,11 @@ class EngineLoad(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         return num_ahead / self.ended_per_s if num_ahead > 0 and self.ended_per_s else 0.0
 
     def later(self, seconds: float, num_new: int) -> EngineLoad:
-        """What the load should be after some time in which ``num_new`` requests came, if it was full."""
-        if self.num_free:
-            return self
-        num_ended = int((self.ended_per_s or 0.0) * seconds)
-        return msgspec.structs.replace(self, num_waiting=max(0, self.num_waiting + num_new - num_ended))
+        """What the load should be after some time in which ``num_new`` requests came that are not over yet."""
+        num_seated = min(self.num_free, num_new)
+        num_ended = 0 if self.num_free else int((self.ended_per_s or 0.0) * seconds)
+        num_waiting = max(0, self.num_waiting + num_new - num_seated - num_ended)
+        return msgspec.structs.replace(self, num_free=self.num_free - num_seated, num_waiting=num_waiting)
 
 
 class LoadMeter:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-_KEPT = 0.98  # of what is known, at each step
+_KEPT = 0.995  # of what is known, at each step
 _MARGIN = 0.9  # of what a target leaves to sequences is given out: steps of one size differ
+_INERTIA = 0.5  # sequences by which an answer must be off to change: who was told of a seat should find it
 
 
 class StepPace:
@@ -19,6 +20,7 @@ class StepPace:
     def __init__(self, target_s: float) -> None:
         self._target_s = target_s
         self._weight = self._x = self._y = self._xx = self._xy = self._num_sequences = 0.0
+        self._most: int | None = None  # the latest answer
 
     def observe(self, num_tokens: int, num_sequences: int, duration_s: float) -> None:
         """A step computed ``num_tokens`` of ``num_sequences``."""
@@ -42,7 +44,10 @@ class StepPace:
             return None
         spare_s = self._target_s - fixed_s
         per_sequence_s = per_token_s * self._x / self._num_sequences
-        return max(1, int((_MARGIN * spare_s if spare_s > 0 else fixed_s) / per_sequence_s))
+        most = (_MARGIN * spare_s if spare_s > 0 else fixed_s) / per_sequence_s
+        if self._most is None or not self._most - _INERTIA <= most < self._most + 1 + _INERTIA:
+            self._most = max(1, int(most))
+        return self._most
 
     def _line(self) -> tuple[float, float]:
         """Fixed seconds and seconds per token; steps of one size are taken to be all per token, which errs upwards."""

@@ -104,7 +104,7 @@ class EngineClient:
             self._mailboxes: dict[str, Mailbox] = {}
             self._stats_boxes: dict[int, queue.SimpleQueue[StatsReply | None]] = {}  # None: the engine is lost
             self._was_ready = False
-            self._num_new = 0  # requests submitted since the engine's latest status
+            self._unread: dict[str, float] = {}  # when requests were sent that the engine's latest status leaves out
             self._refusals: Counter[str] = Counter()  # not yet reported
             self.num_submitted = 0
             self._connection = EngineConnection(
@@ -180,7 +180,7 @@ class EngineClient:
         life = self._connection.life
         self._mailboxes.update((request.request_id, mailbox) for request in requests)
         self.num_submitted += len(requests)
-        self._num_new += len(requests)
+        self._unread.update((request.request_id, time.monotonic()) for request in requests)
         self._connection.send(requests, life)
         if self._connection.life != life:  # it ended in between, perhaps after all mailboxes were told
             self._report_lost([request.request_id for request in requests])
@@ -192,7 +192,7 @@ class EngineClient:
         link = self._connection
         if link.status is None:
             return EngineLoad()
-        return link.status.load.later(time.monotonic() - link.heard_s, self._num_new)
+        return link.status.load.later(time.monotonic() - link.heard_s, len(self._unread))
 
     def refused(self, reason: str) -> None:
         """Count a request that was turned away on this side."""
@@ -215,6 +215,7 @@ class EngineClient:
         """Drop the mailboxes of requests that are over."""
         for request_id in request_ids:
             self._mailboxes.pop(request_id, None)
+            self._unread.pop(request_id, None)
 
     def abort(self, request_ids: Sequence[str]) -> None:
         """End requests whose client has gone; nothing more arrives for them."""
@@ -267,7 +268,10 @@ class EngineClient:
             self._report_lost(lost)
 
     def on_status(self, status: EngineStatus) -> None:
-        self._num_new = 0
+        read_s = self._connection.heard_s - status.turn_age_s
+        for request_id, sent_s in list(self._unread.items()):
+            if sent_s < read_s:
+                self._unread.pop(request_id, None)
         if self._refusals:
             with self._lock:
                 refusals, self._refusals = self._refusals, Counter()
@@ -289,6 +293,7 @@ class EngineClient:
         """One piece of mail per mailbox; each request is reported once."""
         lost: dict[Mailbox, list[str]] = defaultdict(list)
         for request_id in request_ids:
+            self._unread.pop(request_id, None)
             if mailbox := self._mailboxes.pop(request_id, None):
                 lost[mailbox].append(request_id)
         for mailbox, ids in lost.items():

@@ -86,8 +86,16 @@ def test_a_worker_goes_on_from_the_engines_last_word():
     word = EngineLoad(num_running=8, num_waiting=10, ended_per_s=20.0)
     assert word.later(0.2, num_new=3).num_waiting == 9
     assert word.later(5.0, num_new=0).num_waiting == 0
-    assert EngineLoad(num_free=3).later(0.2, num_new=50).num_waiting == 0, "they may all be over by now"
     assert EngineLoad(num_free=0).later(0.2, num_new=3).num_waiting == 3
+
+
+def test_newcomers_take_the_free_seats_before_they_wait() -> None:
+    word = EngineLoad(num_running=5, num_waiting=1, num_free=3, ended_per_s=20.0)
+    few, many = word.later(0.2, num_new=2), word.later(0.2, num_new=5)
+    assert (few.num_free, few.num_waiting) == (1, 1)
+    assert (many.num_free, many.num_waiting) == (0, 3), "nobody makes room where there is some"
+    assert few.wait_s == 1 / 20
+    assert many.wait_s == 4 / 20
 
 
 def test_pace_learns_fixed_and_growing_time() -> None:
@@ -132,6 +140,23 @@ def test_pace_of_steps_of_one_size_grows_step_by_step() -> None:
     for _ in range(300):
         pace.observe(64, 64, 0.2)
     assert pace.max_sequences() in range(28, 34), "and shrinks when steps get slower"
-    for _ in range(1500):
+    for _ in range(6000):
         pace.observe(1, 1, 9.0)
     assert pace.max_sequences() == 1
+
+
+def test_pace_lets_one_run_where_one_is_too_slow() -> None:
+    pace = StepPace(target_s=0.1)
+    for _ in range(10):
+        pace.observe(1, 1, 0.4)
+    assert pace.max_sequences() == 1
+
+
+def test_pace_keeps_to_its_answer_while_it_is_about_right() -> None:
+    pace, answers = StepPace(target_s=0.1), set()
+    for step in range(400):
+        num_tokens = 8 + step % 8
+        pace.observe(num_tokens, num_tokens, (0.020 + 0.005 * num_tokens) * (1.05 if step % 100 < 50 else 0.95))
+        if step >= 100:
+            answers.add(pace.max_sequences())
+    assert len(answers) == 1

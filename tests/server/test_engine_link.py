@@ -29,6 +29,7 @@ from cupy_engine.messages import (
     StatsReply,
     StatsRequest,
 )
+from cupy_engine.overload import EngineLoad
 from cupy_engine.sampling_params import SamplingParams
 
 
@@ -108,6 +109,22 @@ def test_requests_and_outputs(client: EngineClient, engine: ScriptedEngine) -> N
     outputs = [output for _ in requests for output in mailbox.get(timeout_s=5)]
     assert {output.request_id for output in outputs} == {each.request_id for each in requests}
     assert engine.commands == requests
+
+
+def test_what_the_engine_has_not_read_yet_counts_as_load(client: EngineClient, engine: ScriptedEngine) -> None:
+    """A step may take longer than a status is old: 30 s here, without looking at what has come."""
+    engine.status = EngineStatus(state="ready", turn_age_s=30.0, load=EngineLoad(num_free=2))
+    silent = [request(client, []) for _ in range(5)]
+    wait_until(lambda: client.load.num_free == 2, 5, "the status")
+    client.submit(silent)
+    heard_s = client._connection.heard_s
+    wait_until(lambda: client._connection.heard_s > heard_s, 5, "a newer status")
+    assert (client.load.num_free, client.load.num_waiting) == (0, 3)
+    client.abort([silent[0].request_id])
+    assert client.load.num_waiting == 2
+    engine.status = EngineStatus(state="ready", load=EngineLoad(num_running=2, num_waiting=2))
+    wait_until(lambda: client.load.num_running == 2, 5, "the engine has read them")
+    assert client.load.num_waiting == 2
 
 
 def test_two_workers_get_their_own_mail(client: EngineClient, folder: Path) -> None:
