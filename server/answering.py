@@ -73,6 +73,8 @@ class Answering:
             except InvalidRequestError as error:
                 raise self._explain(error, prompt, fields) from None
             requests.append(made)
+        longest = max(len(made.prompt_token_ids) for made in requests)
+        validation.check_room(fields, longest, self.front_end.max_model_len)
         return requests
 
     def _explain(self, error: InvalidRequestError, prompt: str | list[int], fields: QueueFields) -> ApiError:

@@ -12,7 +12,7 @@ import msgspec
 from cupy_engine.sampling_params import SamplingParams
 from cupy_engine.structured_outputs import StructuredOutputs
 
-from .api_errors import refuse
+from .api_errors import ApiError, refuse
 from .output_form import output_form
 from .protocol import ChatRequest, CompletionRequest, GenerationFields, Prompt
 from .server_config import ServerConfig
@@ -94,6 +94,21 @@ def timeout_of(fields: QueueFields, config: ServerConfig) -> float:
         limit_s = config.request_timeout_s
         refuse("timeout_s", f"timeout_s must be above 0 and at most {limit_s:g}, got {fields.timeout_s}")
     return fields.timeout_s
+
+
+def check_room(fields: QueueFields, num_prompt_tokens: int, max_model_len: int) -> None:
+    """Raises ApiError if the request asks for more tokens than the context has room for after its prompt."""
+    names = ("max_completion_tokens", "max_tokens")
+    param, wanted = next(((name, n) for name in names if (n := getattr(fields, name, None)) is not None), ("", 0))
+    if num_prompt_tokens + wanted > max_model_len:
+        raise ApiError(
+            400,
+            f"{param} = {wanted} after a prompt of {num_prompt_tokens} tokens is more than the context of "
+            f"{max_model_len}: ask for at most {max_model_len - num_prompt_tokens}, shorten the prompt, or leave "
+            f"{param} out",
+            param=param,
+            code="context_length_exceeded",
+        )
 
 
 def cache_salt_of(fields: QueueFields, api_key: str | None) -> str:

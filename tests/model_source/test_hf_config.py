@@ -211,9 +211,7 @@ def test_nonsense_names_file_and_field(tmp_path: Path, changes: dict[str, Any], 
 
 
 def test_an_architecture_that_nobody_runs_is_told_before_the_fields_it_has_not(tmp_path: Path) -> None:
-    with pytest.raises(
-        ModelLoadError, match=r"config\.json: architecture 'MambaForCausalLM' is unknown; .*Llama"
-    ):
+    with pytest.raises(ModelLoadError, match=r"config\.json: architecture 'MambaForCausalLM' is unknown; .*Llama"):
         load(tmp_path, architectures=["MambaForCausalLM"], hidden_size=...)
 
 

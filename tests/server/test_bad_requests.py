@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from api_client import Api, MakeApi
@@ -216,6 +217,43 @@ def test_chat(api: Api, fields: dict[str, object], param: str, words: str) -> No
     assert (response.status_code, error["param"]) == (400, param)
     assert words in str(error["message"])
     assert not api.engine.requests
+
+
+ROOM = {  # the field that asks for tokens, path, body
+    "completions": ("max_tokens", COMPLETIONS, {"prompt": [[5], [5, 6, 7]]}),
+    "chat": ("max_tokens", CHAT, {"messages": HI, "max_tokens": 8192}),
+    "chat by its newer name": ("max_completion_tokens", CHAT, {"messages": HI}),
+    "responses": ("max_output_tokens", "/v1/responses", {"input": "Hi"}),
+}
+
+
+@pytest.mark.parametrize("name", ROOM)
+def test_more_tokens_than_there_is_room_for(api: Api, name: str) -> None:
+    """The error says how many there is room for, and that many are taken."""
+    field, path, body = ROOM[name]
+    response = api.post(path, {**body, field: 8192})
+    error = error_of(response)
+    assert (response.status_code, error["param"], error["code"]) == (400, field, "context_length_exceeded")
+    told = re.fullmatch(
+        rf"{field} = 8192 after a prompt of (\d+) tokens is more than the context of 8192: "
+        rf"ask for at most (\d+), shorten the prompt, or leave {field} out",
+        str(error["message"]),
+    )
+    assert told is not None
+    num_prompt, room = map(int, told.groups())
+    assert num_prompt + room == 8192
+    assert api.post(path, {**body, field: room + 1}).status_code == 400
+    assert not api.engine.requests
+    assert api.post(path, {**body, field: room}).status_code == 200
+    assert max(len(each.prompt_token_ids) for each in api.engine.requests) == num_prompt
+
+
+def test_what_was_not_asked_for_needs_no_room(api: Api) -> None:
+    prompt = [5] * 8190
+    assert api.complete(prompt=prompt).status_code == 200
+    assert api.complete(prompt=prompt, max_tokens=2).status_code == 200
+    assert error_of(api.complete(prompt=prompt, max_tokens=3))["param"] == "max_tokens"
+    assert api.complete(prompt=prompt, max_tokens=8000, truncate_prompt_tokens=192).status_code == 200
 
 
 def test_too_long_has_its_own_code(api: Api) -> None:
