@@ -68,7 +68,7 @@ def run_gunicorn(
         "graceful_timeout": math.ceil(config.drain_timeout_s + EXIT_MARGIN_S),
         "post_worker_init": on_worker_start,
     }
-    ServerApplication(create_app(models), settings, config.drain_timeout_s).run()
+    ServerApplication(create_app(models), settings, config.drain_timeout_s, supervisor).run()
 
 
 def gunicorn_settings(listen: ListenConfig, num_threads: int) -> dict[str, Any]:
@@ -123,10 +123,13 @@ class Announcement:
 class ServerApplication(BaseApplication):  # type: ignore[misc]
     """gunicorn with settings from this program alone: no configuration file, no command line of its own."""
 
-    def __init__(self, app: Flask, settings: dict[str, Any], drain_timeout_s: float) -> None:
+    def __init__(
+        self, app: Flask, settings: dict[str, Any], drain_timeout_s: float, supervisor: SupervisorProcess
+    ) -> None:
         self._app = app
         self._settings = settings
         self._drain_timeout_s = drain_timeout_s
+        self._supervisor = supervisor
         super().__init__()
 
     def load_config(self) -> None:
@@ -137,7 +140,7 @@ class ServerApplication(BaseApplication):  # type: ignore[misc]
         return self._app
 
     def run(self) -> None:
-        DrainingArbiter(self, self._drain_timeout_s).run()
+        DrainingArbiter(self, self._drain_timeout_s, self._supervisor).run()
 
 
 class DrainingArbiter(Arbiter):  # type: ignore[misc]
@@ -146,8 +149,9 @@ class DrainingArbiter(Arbiter):  # type: ignore[misc]
     A second Ctrl-C ends everything at once.
     """
 
-    def __init__(self, application: ServerApplication, drain_timeout_s: float) -> None:
+    def __init__(self, application: ServerApplication, drain_timeout_s: float, supervisor: SupervisorProcess) -> None:
         self._drain_timeout_s = drain_timeout_s
+        self._supervisor = supervisor
         self._is_stopping = False
         super().__init__(application)
 
@@ -156,7 +160,7 @@ class DrainingArbiter(Arbiter):  # type: ignore[misc]
 
     def stop(self, graceful: bool = True) -> None:
         self._is_stopping = True
-        if graceful:
+        if graceful and self._supervisor.load_error is None:  # else nothing runs, and serve tells the error
             logger.info("stopping: running requests may take %g s; Ctrl-C again ends them now", self._drain_timeout_s)
         super().stop(graceful)
 
