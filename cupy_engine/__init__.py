@@ -13,14 +13,14 @@ from cupy_engine.errors import (
     ModelLoadError,
     QueueFullError,
 )
-from cupy_engine.sampling_params import SamplingParams
-from cupy_engine.structured_outputs import StructuredOutputs
 
 if TYPE_CHECKING:
     from cupy_engine.config import EngineConfig
     from cupy_engine.engine import Engine
     from cupy_engine.model_registry import register_model
     from cupy_engine.outputs import CompletionDelta, CompletionOutput, RequestOutput, TokenLogprob
+    from cupy_engine.sampling_params import SamplingParams
+    from cupy_engine.structured_outputs import StructuredOutputs
 
 __version__ = "0.1.0"
 
@@ -49,6 +49,8 @@ _LAZY = {  # heavy to import: found when first asked for
     "Engine": "engine",
     "EngineConfig": "config",
     "RequestOutput": "outputs",
+    "SamplingParams": "sampling_params",
+    "StructuredOutputs": "structured_outputs",
     "TokenLogprob": "outputs",
     "register_model": "model_registry",
 }

@@ -17,7 +17,7 @@ from cupy_engine.errors import InvalidRequestError
 from cupy_engine.outputs import CompletionDelta, RequestOutput
 from cupy_engine.sampling_params import SamplingParams
 
-from .cli import CLI_SAMPLING_DEFAULTS
+from .commands import CLI_SAMPLING_DEFAULTS
 from .options import chosen
 
 

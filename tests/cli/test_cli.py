@@ -12,7 +12,8 @@ import time
 import types
 
 import pytest
-from cupy_engine.server.cli import build_parser, main
+from cupy_engine.server.cli import main
+from cupy_engine.server.commands import build_parser
 from cupy_engine.server.gunicorn_app import gunicorn_settings
 from cupy_engine.server.listen_config import ListenConfig
 from cupy_engine.server.server_config import ServerConfig
@@ -209,7 +210,7 @@ def test_bench_hands_over(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_help_is_fast_and_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from cupy_engine.server.cli import build_parser; build_parser().format_help();"
+        "import sys; from cupy_engine.server.commands import build_parser; build_parser().format_help();"
         "print(sorted({'flask', 'zmq', 'gunicorn', 'tokenizers', 'numpy', 'jinja2'} & set(sys.modules)))"
     )
     start_s = time.perf_counter()
@@ -243,3 +244,19 @@ def test_a_closed_pipe_is_no_crash(default_model: ModelFiles) -> None:
         process.stdout.close()
         assert process.wait(60) == 1
         assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize("module", ["cupy_engine.server.commands", "argparse", "msgspec", "numpy"])
+def test_ctrl_c_while_the_command_imports(module: str) -> None:
+    code = f"""
+import os, signal, sys
+class Interrupting:
+    def find_spec(name, *_):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting)
+from cupy_engine.server.cli import main
+sys.exit(main(["models"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\n")

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from cupy_engine.server.cli import build_parser
+from cupy_engine.server.commands import build_parser
 
 from cupy_engine.model_source import ModelFiles
 
