@@ -1,4 +1,4 @@
-"""Calls as Qwen3-Coder writes them, told once each is complete.
+"""Calls as Qwen3-Coder writes them, told once each is complete. What its marks mean within values: see xml_reader.
 
 <tool_call>
 <function=get_weather>
@@ -15,10 +15,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .arguments import Argument, InexpressibleError, arguments_of, properties_of, takes_any
+from .arguments import Argument, InexpressibleError, arguments_of, takes_any
 from .call_form import ANY_TEXT, SPACE_RULES, Call, Schema, WantedCalls, json_rule, opened_by
 from .tool_pieces import CallArguments, CallStart, Piece, Text, num_held
-from .xml_values import argument_of, ways_to_write
+from .xml_reader import MAX_NAME, CallReader
+from .xml_values import ways_to_write
 
 BEGIN, END = "<tool_call>", "</tool_call>"
 
@@ -55,10 +56,11 @@ def _written(name: str, given: Mapping[str, Any]) -> str:
     return f"{BEGIN}\n<function={name}>\n{members}</function>\n{END}"
 
 
+_KEPT_OUT = ("<parameter=", "</parameter>", "<function=", END)  # of texts, see xml_reader
 _TEXT_RULES = (
     r'any_argument: "<parameter=" /[^<>\n]{1,64}/ ">" any_text "\n"',
     "any_text[lazy]: ANY_TEXT",
-    r"ANY_TEXT: /\n(?s:.*)<\/parameter>/ & ~/(?s:.*)(<parameter=|<\/tool_call>)(?s:.*)/",
+    r"ANY_TEXT: /\n(?s:.*)<\/parameter>/ & ~/(?s:.*)(<(parameter|function)=|<\/tool_call>)(?s:.*)/",
 )
 
 
@@ -74,15 +76,15 @@ def _function_rules(i: int, name: str, schema: Schema) -> list[str]:
 
 
 def _argument_rules(place: str, argument: Argument) -> list[str]:
-    if set("<>\n") & set(argument.name):
-        raise InexpressibleError("a name with angle brackets", argument.name)
+    if set("<>\n") & set(argument.name) or len(argument.name) > MAX_NAME:
+        raise InexpressibleError("a name with angle brackets, or so long", argument.name)
     opening = json.dumps(f"<parameter={argument.name}>")
     ways = ways_to_write(argument.schema)
     if None in ways:
         return [rf'argument_{place}: {opening} any_text "\n"']
     literals = [way for way in ways if isinstance(way, str)]
     schemas = [way for way in ways if isinstance(way, Mapping)]
-    if any(mark in literal for literal in literals for mark in ("<parameter=", "</parameter>", END)):
+    if any(mark in literal for literal in literals for mark in _KEPT_OUT):
         raise InexpressibleError("texts that look like its marks")
     values = [json.dumps(literal) for literal in literals] + [f"value_{place}_{j}" for j in range(len(schemas))]
     rules = [json_rule(f"value_{place}_{j}", schema) for j, schema in enumerate(schemas)]
@@ -102,23 +104,29 @@ class XmlCallParser:
         self._max_calls = max_calls
         self._buffer = ""
         self._space = ""  # before it: dropped if a call follows
-        self._num_searched = 0  # of the buffer, for the end of a call
         self._num_calls = 0
+        self._is_plain = False
+        self._reader = self._new_reader()
 
     def feed(self, text: str) -> list[Piece]:
         self._buffer += text
         pieces: list[Piece] = []
         while self._buffer.startswith(BEGIN) or self._skip_text(pieces):
-            place = self._buffer.find(END, self._num_searched)
-            if place < 0:
-                self._num_searched = max(len(BEGIN), len(self._buffer) - len(END))
+            end = self._reader.end_in(self._buffer)
+            if end is None:
                 break
-            self._take_call(place + len(END), pieces)
+            self._take_call(end, pieces)
         return pieces
 
     def finish(self) -> list[Piece]:
+        self._is_plain = True
+        self._reader = self._new_reader()
+        pieces = self.feed("")
         rest, self._space, self._buffer = self._space + self._buffer, "", ""
-        return [Text(rest)] if rest.strip() or (rest and not self._num_calls) else []
+        return [*pieces, Text(rest)] if rest.strip() or (rest and not self._num_calls) else pieces
+
+    def _new_reader(self) -> CallReader:
+        return CallReader(self._tools, is_plain=self._is_plain)
 
     def _skip_text(self, pieces: list[Piece]) -> bool:
         """Let text go, up to the next call; false if there is none."""
@@ -132,8 +140,8 @@ class XmlCallParser:
         return place >= 0
 
     def _take_call(self, end: int, pieces: list[Piece]) -> None:
-        text, self._buffer, self._num_searched = self._buffer[:end], self._buffer[end:], 0
-        call = read_xml_call(text, self._tools)
+        text, self._buffer = self._buffer[:end], self._buffer[end:]
+        call, self._reader = self._reader.call, self._new_reader()
         if call is None:
             pieces.append(Text(self._space + text))
             self._space = ""
@@ -144,21 +152,3 @@ class XmlCallParser:
             name, arguments = call
             index = self._num_calls - 1
             pieces += [CallStart(index, name), CallArguments(index, json.dumps(arguments, ensure_ascii=False))]
-
-
-def read_xml_call(text: str, tools: Mapping[str, Schema]) -> tuple[str, dict[str, Any]] | None:
-    """The function's name and arguments; ``None`` if the text is no call of one of the tools."""
-    name, _, body = _between(text, "<function=", "</function>").partition(">")
-    if name not in tools:
-        return None
-    schemas = properties_of(tools[name])
-    arguments: dict[str, Any] = {}
-    for member in body.split("<parameter=")[1:]:
-        key, _, rest = member.partition(">")
-        value = rest.partition("</parameter>")[0].removeprefix("\n").removesuffix("\n")
-        arguments[key] = argument_of(value, schemas.get(key, {}))
-    return name, arguments
-
-
-def _between(text: str, begin: str, end: str) -> str:
-    return text.partition(begin)[2].rpartition(end)[0]

@@ -10,6 +10,7 @@ from .arguments import InexpressibleError, as_object, definitions_of, demands
 from .call_form import Schema
 
 _SCALARS = ("null", "boolean", "integer", "number")
+_PYTHON_S: dict[str, Any] = {"True": True, "False": False, "None": None}  # as some chat templates write them
 _TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
 
 
@@ -19,7 +20,7 @@ def ways_to_write(schema: Schema) -> list[str | Schema | None]:
     Raises:
         InexpressibleError: some of what it may be could not be told from something else.
     """
-    if (types := types_of(schema)) and "string" not in types:
+    if not may_be_text(schema):
         return [schema]
     ways: list[str | Schema | None] = []
     for branch in _branches(schema, ("anyOf",)):
@@ -36,6 +37,11 @@ def ways_to_write(schema: Schema) -> list[str | Schema | None]:
     return ways
 
 
+def may_be_text(schema: Schema) -> bool:
+    types = types_of(schema)
+    return not types or "string" in types
+
+
 def argument_of(text: str, schema: Schema) -> Any:
     """The value that is written as ``text``: JSON, unless it is a text by its schema, or by that may well be one."""
     types = types_of(schema)
@@ -44,7 +50,7 @@ def argument_of(text: str, schema: Schema) -> Any:
     try:
         value = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError):
-        return text
+        value = _PYTHON_S.get(text, text)
     fits = _type_of(value) in types or (_type_of(value) == "integer" and "number" in types)
     return value if fits or "string" not in types else text
 

@@ -10,6 +10,8 @@ import pytest
 from cupy_engine.server.tool_answers import new_call_id
 from cupy_engine.server.tool_formats import FORMS, detect_family
 from cupy_engine.server.tool_pieces import CallArguments, CallStart, Text, ToolParser
+from hypothesis import given
+from hypothesis import strategies as st
 
 F = '{"name": "f", "arguments": {"x": "a\\"}{", "y": [1, {"z": null}]}}'
 F_ARGUMENTS = '{"x": "a\\"}{", "y": [1, {"z": null}]}'
@@ -33,6 +35,19 @@ def read(parser: ToolParser, text: str, num_chars: int) -> tuple[str, list[tuple
             name, arguments = calls[piece.index]
             calls[piece.index] = name, arguments + piece.text
     return "".join(piece.text for piece in pieces if isinstance(piece, Text)), calls
+
+
+EXAMPLE = XML.format("<parameter=n>\n1\n</parameter>\n<parameter=x>\n2\n</parameter>\n")
+MARKS = "a </parameter> b\n</function>\nc </tool_call> <parameter=n> d"
+
+
+def xml_of(**values: str) -> str:
+    members = "".join(f"<parameter={name}>\n{value}\n</parameter>\n" for name, value in values.items())
+    return f"<tool_call>\n<function=f>\n{members}</function>\n</tool_call>"
+
+
+def json_of(**values: object) -> str:
+    return json.dumps(values, ensure_ascii=False)
 
 
 CALLS = {
@@ -68,6 +83,45 @@ CALLS = {
         "Well.\n" + XML.format(XML_ARGUMENTS) + "\n" + XML.format("").replace("f>", "g>", 1) + "\n",
         "Well.",
         [("f", '{"n": 5, "s": "5", "l": "[1, {", "x": "a\\nb"}'), ("g", "{}")],
+    ),
+    "marks in a text": (
+        "qwen3_coder",
+        xml_of(s=MARKS, n="1") + xml_of(s=f"{MARKS}\n</parameter>"),
+        "",
+        [("f", json_of(s=MARKS, n=1)), ("f", json_of(s=f"{MARKS}\n</parameter>"))],
+    ),
+    "examples in a text": (
+        "qwen3_coder",
+        xml_of(s=f"Write\n{EXAMPLE}\n\nor {EXAMPLE}", n="1"),
+        "",
+        [("f", json_of(s=f"Write\n{EXAMPLE}\n\nor {EXAMPLE}", n=1))],
+    ),
+    "marks in JSON": (
+        "qwen3_coder",
+        xml_of(l=json.dumps([EXAMPLE, '\\"<function=g>', "</parameter></function></tool_call>"]), n="1"),
+        "",
+        [("f", json_of(l=[EXAMPLE, '\\"<function=g>', "</parameter></function></tool_call>"], n=1))],
+    ),
+    "values that are not closed": (
+        "qwen3_coder",
+        "<tool_call><function=f><parameter=s>\na\n<parameter=n>\n1\n<parameter=l>\n[2]\n</function></tool_call>",
+        "",
+        [("f", json_of(s="a", n=1, l=[2]))],
+    ),
+    "a function that is not closed": ("qwen3_coder", xml_of(n="1").replace("</function>", ""), "", [("f", '{"n": 1}')]),
+    "an example without an end": (
+        "qwen3_coder",
+        xml_of(s="like <function=g> or", n="1") + xml_of(n="2") + " ",
+        "",
+        [("f", json_of(s="like <function=g> or", n=1)), ("f", '{"n": 2}')],
+    ),
+    "a string without an end": ("qwen3_coder", xml_of(l='["', n="1"), "", [("f", json_of(l='["', n=1))]),
+    "a parameter twice": ("qwen3_coder", xml_of(n="1")[:-25] + xml_of(n="2")[25:], "", [("f", '{"n": 2}')]),
+    "a broken call and another": (
+        "qwen3_coder",
+        "<tool_call><function=f><parameter=s>a</tool_call>" + xml_of(n="1"),
+        "<tool_call><function=f><parameter=s>a</tool_call>",
+        [("f", '{"n": 1}')],
     ),
     "pythonic": (
         "pythonic",
@@ -140,7 +194,7 @@ def test_arguments_arrive_as_they_are_written() -> None:
 SCRAPS = [
     *("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "functools", "<|python_tag|>", "<|tool_call|>", "text"),
     *("{", "}", "[", "]", '"', "\\", ",", ":", ";", "<", " ", "\n", "f", "g", "1", "null", "é🦥", "\0", "(", ")", "="),
-    *("<function=f>", "</function>", "<parameter=n>", "</parameter>"),
+    *("<function=f>", "</function>", "<parameter=n>", "</parameter>", "\n<parameter=s>", "<parameter=l>"),
     *('{"name": "f"', '"arguments": {', '"name"', '"x": 1', '{"name": "f", "arguments": {"x": 1}}', "f(x=1)", "[f("),
 ]
 
@@ -157,6 +211,20 @@ def test_any_mixture_is_read_alike_in_one_piece_and_in_many(family: str) -> None
         assert calls or content == text
 
 
+INNOCENT = ("</parameter> a", "</function>\nb", "</tool_call>c", "d <parameter=n>", "<", '"', "\\", "\n\n,", EXAMPLE)
+texts = st.lists(st.sampled_from(INNOCENT) | st.text(st.characters(exclude_characters="<"))).map("".join)
+values = st.recursive(st.none() | st.booleans() | st.integers() | texts, st.lists)
+arguments = st.fixed_dictionaries({}, optional={"n": st.integers(), "l": st.lists(values), "s": texts, "x": texts})
+
+
+@given(st.lists(arguments, min_size=1, max_size=3), st.integers(1, 40))
+def test_arguments_in_xml_may_hold_its_marks(all_given: list[dict[str, object]], num_chars: int) -> None:
+    form, calls = FORMS["qwen3_coder"], [("f", each) for each in all_given]
+    content, found = read(form.parser(TOOLS, 16), form.write(calls), num_chars)
+    assert content == ""
+    assert [(name, json.loads(text)) for name, text in found] == calls
+
+
 FLOODS = {
     "marks": "<tool_call>" * 5000,
     "spaces": " " * 50_000,
@@ -164,6 +232,9 @@ FLOODS = {
     "braces": "{" * 50_000,
     "nesting": '<tool_call>{"name": "f", "arguments": ' + '{"a":' * 10_000,
     "quotes": '"' * 50_000,
+    "functions": "<tool_call>" + "<function=f>" * 5000,
+    "parameters": "<tool_call><function=f>" + "<parameter=x>\n" * 4000,
+    "closings": "<tool_call><function=f><parameter=x>" + "</parameter> " * 4000 + "</tool_call>" * 100,
     "names": "[TOOL_CALLS]" + "a" * 50_000,
     "escapes": '<tool_call>{"name": "' + "\\" * 50_000,
     "calls": "[" + "f()," * 10_000 + "]",

@@ -219,6 +219,24 @@ def test_calls_are_written_as_they_are_read_and_constrained(
     assert read(wanted, walk.text) == ("", calls)
 
 
+@pytest.mark.parametrize("marks", [{}, {"<tool_call>": 3, "</tool_call>": 4}], ids=str)
+def test_marks_in_xml_are_let_through_only_where_they_are_read_right(
+    marks: dict[str, int], vocabulary: object, tokenizer: Tokenizer
+) -> None:
+    properties = {"list": {"type": "array", "items": {"type": "string"}}, "text": {"type": "string"}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"properties": properties}}}
+    request = msgspec.convert({"messages": [], "tools": [tool], "tool_choice": "required"}, ChatRequest)
+    wanted = tool_use(request, FORMS["qwen3_coder"], marks.get)
+    assert wanted is not None
+    for mark in ("</parameter>", "<parameter=text>", "<function=f>", "</parameter></function>"):
+        calls = [("f", {"list": [mark, f'"{mark}', "\\"], "text": "a </b> </function> é\n"})]
+        walk = Walk(vocabulary, tokenizer, wanted, marks)
+        assert walk.say(FORMS["qwen3_coder"].write(calls)), walk.text
+        assert read(wanted, walk.text) == ("", calls)
+        walk = Walk(vocabulary, tokenizer, wanted, marks)
+        assert not walk.say(FORMS["qwen3_coder"].write([("f", {"text": f"a {mark} b"})]))
+
+
 TRIP_ARGUMENTS = '{"to": "Zürich", "days": 3, "note": null}'
 TRIP_CALL = '{"name": "book_trip", "arguments": ' + TRIP_ARGUMENTS + "}"
 TIME_CALL = '{"name": "get_time", "arguments": {}}'
@@ -314,7 +332,9 @@ NO_XML = {
     "object or text": {"properties": {"x": {"anyOf": [{"type": "string"}, {"type": "object"}]}}},
     "small number or text": {"properties": {"x": {"anyOf": [{"type": "string"}, {"type": "integer", "maximum": 5}]}}},
     "end in a choice": {"properties": {"x": {"enum": ["</tool_call>"]}}},
+    "beginning in a choice": {"properties": {"x": {"enum": ["<function=g>"]}}},
     "name": {"properties": {"a>b": {}}},
+    "long name": {"properties": {"a" * 257: {}}},
 }
 NO_PYTHON = {"keyword": {"properties": {"class": {}}}, "dash": {"properties": {"a-b": {}}}}
 CANNOT_HOLD = [("qwen3_coder", schema) for schema in (NO_FORM | NO_XML).values()]
@@ -382,6 +402,10 @@ def test_schemas_that_refer_to_themselves_many_times_take_no_time() -> None:
         ({"type": ["string", "null"]}, "5", "5"),
         ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, "5", 5),
         ({"enum": ["1", None]}, "1", "1"),
+        ({"type": "boolean"}, "True", True),
+        ({"type": ["integer", "null"]}, "None", None),
+        ({"type": ["string", "integer"]}, "True", "True"),
+        ({"type": "integer"}, "five", "five"),
         ({"type": "number"}, "5", 5),
         ({"type": "number"}, "NaN", "NaN"),
         ({"$ref": "#/$defs/a", "$defs": {"a": {"type": "array"}}}, "[1]", [1]),
