@@ -23,7 +23,7 @@ from cupy_engine.cuda_device import why_no_cuda
 from .option_types import count
 from .pool_probe import PoolProbe
 from .report import Figures, Report, Row, add_output_arguments, check_output, emit
-from .setup import BENCH_DEFAULTS, add_engine_arguments, engine_options
+from .setup import BENCH_DEFAULTS, add_engine_arguments, check_room, engine_options
 
 _DEFAULTS = BENCH_DEFAULTS | {"kv_cache_memory_bytes": 256 << 20, "admission_mode": "greedy"}
 _OVERFLOW = 1.25  # tokens of all requests, in pools
@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_output(arguments)
     before = _MemoryUse.now()
     with engine_options(arguments, _DEFAULTS) as options, Engine(**options) as engine:
+        check_room(engine, 1, arguments.output_len)
         loaded, others_bytes = _MemoryUse.now(), _taken_bytes() - engine.info.used_bytes
         with PoolProbe.watching(engine._core) as probe:
             engine.generate(*_requests(engine, arguments.input_len, arguments.output_len))

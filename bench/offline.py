@@ -14,7 +14,7 @@ from cupy_engine import Engine
 
 from .option_types import count
 from .report import Figures, Report, Row, add_output_arguments, check_output, emit
-from .setup import add_engine_arguments, engine_options
+from .setup import add_engine_arguments, check_room, engine_options
 from .workloads import Workload, named_workload
 
 BASELINE_BATCH_SIZE = 32
@@ -83,6 +83,8 @@ def run(arguments: argparse.Namespace, measure: Measure, measure_baseline: Measu
         start_s = time.monotonic()
         with Engine(**options) as engine:
             construct_s = time.monotonic() - start_s
+            for workload in workloads:
+                check_room(engine, workload.input_len, workload.output_len)
             name = f"cupy-engine, {engine.info.backend}"
             rows = [Row(name, measure(engine, workload)) for workload in workloads] + rows
             about = _describe(engine)

@@ -11,7 +11,9 @@ from typing import Any
 
 from cupy_engine.server.options import add_options, chosen
 
+from cupy_engine import Engine
 from cupy_engine.config import EngineConfig
+from cupy_engine.errors import ConfigError
 from cupy_engine.model_source import resolve_model
 from cupy_engine.tokenizer import load_tokenizer
 
@@ -40,13 +42,28 @@ def engine_options(
     """The engine's options that the command line asks for.
 
     A shape by name becomes a folder with nothing but a configuration, which lives as long as the context.
+
+    Raises:
+        ConfigError: a shape by name, but weights are wanted.
     """
     options: dict[str, Any] = defaults | chosen(arguments, EngineConfig)
     with tempfile.TemporaryDirectory() as folder:
         model = options["model"]
-        if options.get("load_format") == "dummy" and model in SHAPES:
+        if model in SHAPES and options.get("load_format") != "dummy" and not Path(model).exists():
+            raise ConfigError("model", f"{model!r} is a shape without weights: give --load-format dummy, too")
+        if model in SHAPES and options.get("load_format") == "dummy":
             options["model"] = str(write_shape(model, Path(folder), _vocab_size(options.get("tokenizer"))))
         yield options
+
+
+def check_room(engine: Engine, input_len: int, output_len: int) -> None:
+    """Raises ConfigError for requests that would end before they have all their tokens."""
+    limit = engine.info.max_model_len
+    if input_len + output_len > limit:
+        raise ConfigError(
+            "output_len",
+            f"{output_len} tokens after a prompt of {input_len} are more than the {limit} that a request may have",
+        )
 
 
 def _vocab_size(tokenizer: str | None) -> int | None:

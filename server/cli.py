@@ -34,10 +34,9 @@ def _run(arguments: Sequence[str] | None, start_s: float) -> int:
     """A benchmark's own options are parsed by the benchmark."""
     from .commands import build_parser  # here, so that Ctrl-C ends the command in its own way from the first import on
 
-    parser = build_parser()
-    parsed, rest = parser.parse_known_args(arguments)
+    parsed, rest = build_parser().parse_known_args(arguments)
     if rest and not hasattr(parsed, "benchmark"):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parsed.misused(f"unrecognized arguments: {' '.join(rest)}")
     parsed.start_s, parsed.rest = start_s, rest
     module, _, function = parsed.run.partition(":")
     return int(getattr(import_module(module, __package__), function)(parsed))

@@ -50,7 +50,7 @@ def _command(
 ) -> argparse.ArgumentParser:
     usage = f"cupy-engine {name} [options] {operand}".rstrip()  # not all sixty of them before every error
     parser = commands.add_parser(name, usage=usage, help=text, description=text, formatter_class=_Formatter)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, misused=parser.error)
     return parser
 
 

@@ -77,7 +77,6 @@ def deployment_from(table: dict[str, Any], name: str | None = None) -> Deploymen
     """
     if not isinstance(table, dict):
         raise ConfigError("models", f"each must be a table of options, got {table!r}")
-    check_names(table, _PLACING | _field_names(EngineConfig))
     placing = {key: value for key, value in table.items() if key in _PLACING}
     engine = {key: value for key, value in table.items() if key not in _PLACING}
     if name is not None:
@@ -85,6 +84,7 @@ def deployment_from(table: dict[str, Any], name: str | None = None) -> Deploymen
     if "name" not in placing:
         placing["name"] = own_name(str(engine.get("model", EngineConfig.model)))
     try:
+        check_names(table, _PLACING | _field_names(EngineConfig))
         full = EngineConfig.from_dict({**engine, "served_model_name": None}).to_dict()
         return msgspec.convert({**placing, "engine": full}, Deployment).checked()
     except msgspec.ValidationError as error:

@@ -36,10 +36,10 @@ def serve(deployments: Sequence[Deployment], config: ServerConfig, listen: Liste
     """
     configure_logging(listen.log_level, listen.log_format)
     signal.signal(signal.SIGTERM, _exit)
-    if not config.api_keys and listen.host not in ("127.0.0.1", "::1", "localhost"):
-        logger.warning("no API key is set: whoever can reach %s:%d can use this server", listen.host, listen.port)
     main_pid = os.getpid()
     listener = bind(listen.host, listen.port)
+    if not config.api_keys and listen.host not in ("127.0.0.1", "::1", "localhost"):
+        logger.warning("no API key is set: whoever can reach %s:%d can use this server", listen.host, listen.port)
     plan = plan_of(deployments, config)
     supervisor = ensure_supervisor(plan, main_pid, is_quiet=True)
     load_error = None

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cupy_engine.bench import host, latency, throughput
+from cupy_engine.bench import host, latency, memory_usage, throughput
 from cupy_engine.bench.host_clock import HostClock
 from cupy_engine.bench.workloads import SHAPES, Workload, named_workload, write_shape
 from cupy_engine.server.cli import main
@@ -99,6 +99,18 @@ def test_several_workloads_and_a_file(capsys: pytest.CaptureFixture[str], tmp_pa
     names = [row["name"] for row in json.loads(file.read_text())["results"]]
     assert names == ["ttft-3: cupy-engine, NumPy (CPU)", "dec-2: cupy-engine, NumPy (CPU)"]
     assert "llama: 1 request 3 → 1; 2 requests 32 → 256, 1 run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module", [throughput, latency, memory_usage])
+def test_requests_have_room_for_all_their_tokens(module: Any) -> None:
+    lengths = ["--output-len", "512"] if module is memory_usage else ["--input-len", "500", "--output-len", "13"]
+    with pytest.raises(ConfigError, match=r"output_len: \d+ tokens after a prompt of \d+ are more than the 512 that"):
+        run(module, ["--model", str(tiny_model("llama")), *lengths])
+
+
+def test_a_shape_has_no_weights() -> None:
+    with pytest.raises(ConfigError, match="'llama3-8b' is a shape without weights: give --load-format dummy"):
+        run(throughput, ["--model", "llama3-8b"])
 
 
 def test_gpu_busy_needs_a_gpu() -> None:

@@ -112,6 +112,14 @@ def test_misuse_is_exit_code_2(arguments: list[str], capsys: Captured) -> None:
     assert len(rest) == 1
 
 
+def test_what_is_too_much_is_told_with_the_command_s_usage(capsys: Captured) -> None:
+    with pytest.raises(SystemExit):
+        main(["generate", "Hello", "there", "--frob"])
+    usage, error = capsys.readouterr().err.splitlines()
+    assert usage == "usage: cupy-engine generate [options] TEXT"
+    assert error == "cupy-engine generate: error: unrecognized arguments: there --frob"
+
+
 @pytest.mark.parametrize("command", [[], ["generate"], ["chat"], ["serve"], ["models"], ["bench"]])
 def test_help(command: list[str], capsys: Captured) -> None:
     with pytest.raises(SystemExit) as caught:

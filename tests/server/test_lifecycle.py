@@ -194,10 +194,10 @@ def test_a_port_in_use_is_one_line() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        with LiveServer.serve(str(TINY), "--port", port, wait=False) as server:
+        with LiveServer.serve(str(TINY), "--host", "0.0.0.0", "--port", port, wait=False) as server:
             assert server.process.wait(20) == 1
             assert server.log().count("\n") == 1
-            assert f"cannot listen on 127.0.0.1:{port}" in server.log()
+            assert f"cannot listen on 0.0.0.0:{port}" in server.log()
             server.assert_no_trace()
 
 

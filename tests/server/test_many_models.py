@@ -291,7 +291,7 @@ def test_a_conversation_stays_where_its_prefix_is_whoever_takes_its_requests(tmp
         ("models=[3]", "models: each must be a table of options, got 3"),
         ("[[models]]\nname='a b'\n", "name: "),
         ("[[models]]\nmodel='m'\nmax_num_seqs=0\n", r"max_num_seqs: .*model m"),
-        ("[[models]]\nmodel='m'\nnonsense=0\n", "nonsense: no such option"),
+        ("[[models]]\nmodel='m'\nnonsense=0\n", r"nonsense: no such option; .* \(model m\)"),
         ("[[models]]\nmodel='m'\n[[models]]\nmodel='m'\n", "there 2 times"),
         ("[[models]]\nmodel='m'\nmax_num_seq=1\n", r"max_num_seq: no such option; did you mean max_num_seqs"),
         ("nonsense=1\n[[models]]\nmodel='m'\n", "nonsense: no such option"),
