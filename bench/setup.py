@@ -14,7 +14,7 @@ from cupy_engine.server.options import add_options, chosen
 from cupy_engine import Engine
 from cupy_engine.config import EngineConfig
 from cupy_engine.errors import ConfigError
-from cupy_engine.model_source import resolve_model
+from cupy_engine.model_source import list_models, resolve_model
 from cupy_engine.tokenizer import load_tokenizer
 
 from .workloads import SHAPES, write_shape
@@ -49,10 +49,10 @@ def engine_options(
     options: dict[str, Any] = defaults | chosen(arguments, EngineConfig)
     with tempfile.TemporaryDirectory() as folder:
         model = options["model"]
-        if model in SHAPES and options.get("load_format") != "dummy" and not Path(model).exists():
-            raise ConfigError("model", f"{model!r} is a shape without weights: give --load-format dummy, too")
         if model in SHAPES and options.get("load_format") == "dummy":
             options["model"] = str(write_shape(model, Path(folder), _vocab_size(options.get("tokenizer"))))
+        elif model in SHAPES and not Path(model).exists() and all(model != each.name for each in list_models()):
+            raise ConfigError("model", f"{model!r} is a shape without weights: give --load-format dummy, too")
         yield options
 
 
