@@ -20,6 +20,7 @@ import zmq
 
 from cupy_engine.config import EngineConfig
 from cupy_engine.errors import EngineError
+from cupy_engine.host_cpu import keep_blas_to_one_thread
 
 from .engine_socket import EngineSocket
 from .engine_status import StatusThread
@@ -67,6 +68,7 @@ class EngineServer:
         return 0
 
     def _load(self) -> None:
+        keep_blas_to_one_thread()
         from cupy_engine.core import EngineCore  # here, so that the status thread answers while these load
         from cupy_engine.core_loop import CoreLoop
         from cupy_engine.model_source import resolve_model
