@@ -57,7 +57,8 @@ def test_requests_by_the_schema(twin: LiveServer) -> None:
         )
         def answers(case: Any) -> None:
             response = case.call(timeout=60)
-            assert response.status_code < 500, (case.body, response.text)
+            was_late = response.status_code == 504 and "timeout_s" in case.body
+            assert response.status_code < 500 or was_late, (case.body, response.text)
 
         answers()
 
