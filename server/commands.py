@@ -84,22 +84,15 @@ def _add_serve(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--replicas", type=int, default=1, metavar="N", help="engine processes (default: %(default)s)")
     add_options(parser.add_argument_group("listening"), ListenConfig)
     requests = parser.add_argument_group("requests")
-    requests.add_argument(
-        "--api-key",
-        dest="api_keys",
-        action="append",
-        default=argparse.SUPPRESS,
-        metavar="KEY",
-        help="a key that clients must send; may be repeated; better in CUPY_ENGINE_API_KEY, out of sight of ps",
-    )
-    requests.add_argument(
-        "--admin-key",
-        dest="admin_keys",
-        action="append",
-        default=argparse.SUPPRESS,
-        metavar="KEY",
-        help="a key that may load and unload models, too; may be repeated; better in CUPY_ENGINE_ADMIN_KEY",
-    )
+    for kind, what in (("api", "clients must send"), ("admin", "may load and unload models, too")):
+        requests.add_argument(
+            f"--{kind}-key",
+            dest=f"{kind}_keys",
+            action="append",
+            default=argparse.SUPPRESS,
+            metavar="KEY",
+            help=f"a key that {what}; may be repeated; better in CUPY_ENGINE_{kind.upper()}_KEY, out of sight of ps",
+        )
     add_options(requests, ServerConfig, skip=("api_keys", "admin_keys"))
     add_options(parser.add_argument_group("engine"), EngineConfig, skip=("model",))
 

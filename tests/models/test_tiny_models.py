@@ -68,8 +68,10 @@ def test_only_the_states_that_are_asked_for_are_computed_to_the_end(name: str, r
     token_ids = case["prompt_token_ids"]
     every, few = (PagedRun.open(tiny_model(name)) for _ in range(2))
     (wanted,) = every.step([(Sequence(list(token_ids)), 22)])
-    sequence = Sequence(list(token_ids))
+    last, sequence, num_rows = few.model.layers[-1], Sequence(list(token_ids)), []
+    mlp, last.mlp = last.mlp, lambda x: num_rows.append(len(x)) or mlp(x)
     logits = few.logits([(sequence, 22)], np.array(rows, np.int32))
+    assert num_rows == [len(rows)]
     np.testing.assert_allclose(logits, wanted[rows], atol=1e-5, rtol=0)
     rest = len(token_ids) - 22
     np.testing.assert_allclose(few.step([(sequence, rest)])[0][-1], case["last_logits"], atol=TOLERANCE, rtol=0)
