@@ -1,6 +1,7 @@
 """Twice as many requests as the server can take: what becomes of those it accepts, and how fast it refuses the rest.
 
 python -m cupy_engine.bench.overload --seconds 60
+python -m cupy_engine.bench.overload --shape llama3-8b --clients 128 --max-num-seqs 64 --device cuda
 
 First the capacity is measured with a closed loop, then latencies at half of it, then, with targets made of those, a
 minute at twice the capacity: arrivals at random, streamed answers, no retries. Each begins on an idle server.
@@ -21,11 +22,12 @@ from typing import Any
 
 from .http_client import Exchange, post
 from .loops import closed_loop, open_loop, quantile
+from .option_types import amount, count
 from .server_process import ServerProcess
-from .twin import common_words, random_texts, serve_twin
+from .twin import common_words, default_vocab_size, random_texts, serve_shape, serve_twin
+from .workloads import SHAPES
 
 PROMPT_LEN = 64
-NUM_CLIENTS = 64
 Serve = Callable[..., AbstractContextManager[ServerProcess]]
 STRETCH = 1.5  # how much longer than uncongested an answer may take
 _SETTLED = 0.25  # of a closed loop's time, after which all seats are taken
@@ -84,9 +86,10 @@ def _ms(seconds: list[float], share: float) -> float:
 class OverloadBench:
     """Requests of one kind against servers with different options."""
 
-    def __init__(self, serve: Serve, options: list[str], words: list[str], output_len: int) -> None:
+    def __init__(self, serve: Serve, options: list[str], words: list[str], output_len: int, num_clients: int) -> None:
         self._serve = serve
         self._options = options
+        self._num_clients = num_clients
         self._texts = random_texts(words, PROMPT_LEN)
         self._output_len = output_len
 
@@ -107,7 +110,8 @@ class OverloadBench:
     def _capacity(self, server: ServerProcess, seconds: float) -> float:
         """In whole answers, by their tokens: few answers end in a short time, and those together."""
         start_s = time.monotonic()
-        done = closed_loop(server.address, self._requests(), NUM_CLIENTS, seconds, start_s=start_s, grace_s=_GRACE_S)
+        requests = self._requests()
+        done = closed_loop(server.address, requests, self._num_clients, seconds, start_s=start_s, grace_s=_GRACE_S)
         settled_s, end_s = start_s + _SETTLED * seconds, start_s + seconds
         num_tokens = sum(settled_s <= time_s < end_s for each in done for time_s in each.event_times_s)
         return num_tokens / self._output_len / (end_s - settled_s)
@@ -126,18 +130,25 @@ def slo_options(calm: Latencies, output_len: int) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-m", "--model", help="what to serve (default: the default model's dummy twin)")
-    parser.add_argument(
-        "--seconds", type=float, default=60.0, help="of overload, and before at half of the capacity (default: 60)"
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="Other options are those of cupy-engine serve.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("--factor", type=float, default=2.0, help="offered load over capacity (default: 2)")
-    parser.add_argument("--output-len", type=int, default=64, help="tokens of an answer (default: 64)")
-    parser.add_argument("--max-num-seqs", type=int, default=16, help="sequences in a step (default: 16)")
-    arguments = parser.parse_args()
-    options = ["--workers", "1", "--max-num-seqs", str(arguments.max_num_seqs)]
-    serve = partial(ServerProcess.serve, arguments.model) if arguments.model else serve_twin
-    bench = OverloadBench(serve, options, common_words(), arguments.output_len)
+    served = parser.add_mutually_exclusive_group()
+    served.add_argument("-m", "--model", help="what to serve (default: the default model's dummy twin)")
+    served.add_argument("--shape", choices=SHAPES, help="serve random weights of this shape")
+    parser.add_argument(
+        "--seconds", type=amount, default=60.0, help="of overload, and before at half of the capacity (default: 60)"
+    )
+    parser.add_argument("--factor", type=amount, default=2.0, help="offered load over capacity (default: 2)")
+    parser.add_argument("--output-len", type=count, default=64, help="tokens of an answer (default: 64)")
+    parser.add_argument("--max-num-seqs", type=count, default=16, help="sequences in a step (default: 16)")
+    parser.add_argument("--clients", type=count, default=64, help="that measure the capacity (default: 64)")
+    arguments, others = parser.parse_known_args()
+    options = ["--workers", "1", "--max-num-seqs", str(arguments.max_num_seqs), *others]
+    bench = OverloadBench(_serve(arguments), options, common_words(), arguments.output_len, arguments.clients)
     per_s, calm = bench.uncongested(arguments.seconds)
     _show("capacity", {"requests_per_s": round(per_s, 2)})
     _show("uncongested", asdict(calm))
@@ -145,6 +156,14 @@ def main() -> int:
     latencies, metrics = bench.overloaded(per_s * arguments.factor, arguments.seconds, targets)
     _show("overloaded", asdict(latencies) | {"targets": targets} | metrics)
     return 0
+
+
+def _serve(arguments: argparse.Namespace) -> Serve:
+    if arguments.model:
+        return partial(ServerProcess.serve, arguments.model)
+    if arguments.shape:
+        return partial(serve_shape, arguments.shape, default_vocab_size())
+    return serve_twin
 
 
 def _show(name: str, figures: dict[str, Any]) -> None:
