@@ -14,6 +14,7 @@ from cupy_engine.batch import AttentionMetadata
 from cupy_engine.device import Array
 from cupy_engine.ops import _gemm
 from cupy_engine.ops._cublaslt import Shape
+from cupy_engine.ops._gated_gemm import FusedProduct, can_fuse
 from cupy_engine.ops._gemm_tuning import fastest
 from cupy_engine.ops.activation import silu_and_mul
 from cupy_engine.ops.attention import paged_attention
@@ -180,6 +181,29 @@ def product_cases() -> Iterator[Case]:
                 yield Case(name, f"{m} x {n} x {k}", launches, num_bytes, num_flops)
 
 
+def gated_cases() -> Iterator[Case]:
+    """Gates and ups of Llama-3-8B's MLP: cuBLASLt's best with and without the activation, and all in one kernel."""
+    inter, k = 14336, 4096
+    weights = [random(2 * inter, k) for _ in sets_for(4 * inter * k)]
+    for m in (64, 256, 512, 1024, 2048, 4096, 8192):
+        x, gate_up, out = random(m, k), random(m, 2 * inter), random(m, inter)
+        shape = product_shape(x, weights[0], gate_up)
+        library, fused = fastest(shape, weights), FusedProduct("Silu")
+        runs: dict[str, list[Launch]] = {
+            "cublaslt": [partial(library.run, x, weight, None, gate_up) for weight in weights],
+            "cublaslt, silu_and_mul": [partial(_run_apart, library, x, weight, gate_up, out) for weight in weights],
+            "gemm_gated": [partial(fused.run, x, weight, None, out) for weight in weights] if can_fuse(shape) else [],
+        }
+        for name, launches in runs.items():
+            if launches:
+                yield Case(name, f"{m} x 2 x {inter} x {k}", launches, num_flops=4.0 * m * inter * k)
+
+
+def _run_apart(library: _gemm.Product, x: Array, weight: Array, gate_up: Array, out: Array) -> None:
+    library.run(x, weight, None, gate_up)
+    silu_and_mul(gate_up, out)
+
+
 def product_shape(x: Array, weight: Array, out: Array) -> Shape:
     (m, k), n = x.shape, len(weight)
     return Shape(m, n, k, k, x.dtype.name, out.dtype.name, False)
@@ -196,5 +220,6 @@ FAMILIES = {
     "decode": decode_cases,
     "prefill": prefill_cases,
     "products": product_cases,
+    "gated": gated_cases,
     "sampling": sampling_cases,
 }

@@ -122,7 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
     import cupy
 
     if arguments.no_hopper:
-        _cuda_attention._is_hopper = lambda: False  # type: ignore[assignment]
+        _cuda_attention.is_hopper = lambda: False  # type: ignore[assignment, attr-defined]
     gpu = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
     header = {"gpu": gpu, "date": date.today().isoformat(), "cupy": cupy.__version__}
     results = measure(arguments.only)

@@ -20,7 +20,7 @@ from cupy_engine.memory_plan import MemoryPlan, plan_kv_memory, wanted_model_len
 from cupy_engine.model_config import ModelConfig
 from cupy_engine.model_registry import CausalLM
 from cupy_engine.ops._gemm_table import row_buckets
-from cupy_engine.ops._gemm_tuning import tune
+from cupy_engine.ops._gemm_tuning import tune, tune_gated
 from cupy_engine.prompt_scores import ROWS_AT_A_TIME
 from cupy_engine.slot_table import SlotTable
 
@@ -186,10 +186,14 @@ def tune_products(products: list[DenseProduct], max_num_tokens: int, max_num_seq
     """
     alike: dict[tuple[Any, ...], list[DenseProduct]] = {}
     for product in products:
-        alike.setdefault((product.weight.shape, product.has_bias, np.dtype(product.out_dtype)), []).append(product)
-    for (_, has_bias, out_dtype), group in alike.items():
-        weights = [product.weight for product in group]
+        key = (product.weight.shape, product.has_bias, np.dtype(product.out_dtype), product.activation)
+        alike.setdefault(key, []).append(product)
+    for (_, has_bias, out_dtype, activation), group in alike.items():
         most_rows = max_num_tokens if len(group) > 1 else max_num_seqs  # only the head stands alone
-        row_counts = row_buckets(most_rows)
-        tune(weights, [m for m in row_counts if m < _FEW_ROWS], out_dtype, has_bias)
-        tune(weights[:2], [m for m in row_counts if m >= _FEW_ROWS], out_dtype, has_bias)
+        few = [m for m in row_buckets(most_rows) if m < _FEW_ROWS]
+        many = [m for m in row_buckets(most_rows) if m >= _FEW_ROWS]
+        all_weights = [product.weight for product in group]
+        for weights, row_counts in ((all_weights, few), (all_weights[:2], many)):
+            tune(weights, row_counts, out_dtype, has_bias)
+            if activation is not None:
+                tune_gated(weights, row_counts, activation.functor, has_bias)

@@ -12,6 +12,7 @@ from cupy_engine.device import Array
 from cupy_engine.kv_cache import KVCache
 from cupy_engine.loader import DenseProduct, Loader
 from cupy_engine.model_config import ModelConfig
+from cupy_engine.ops.activation import gated_activation
 from cupy_engine.ops.attention import paged_attention
 from cupy_engine.ops.embedding import embedding
 from cupy_engine.ops.linear import linear
@@ -79,6 +80,29 @@ class Linear:
 
     def __call__(self, x: Array) -> Array:
         """[T, K] → [T, N]."""
+        return self._weight.apply(x)
+
+
+class GatedLinear:
+    """``act(gate(x)) * up(x)``, in one product.
+
+    Args:
+        loader: at the module that holds the layers ``gate_proj`` and ``up_proj``.
+        activation: by the name that configurations give it.
+        out_features: I of each.
+        in_features: K.
+        bias: whether they have biases.
+
+    Raises:
+        ConfigError: no such activation.
+    """
+
+    def __init__(self, loader: Loader, activation: str, out_features: int, in_features: int, bias: bool) -> None:
+        names, sizes = ("gate_proj", "up_proj"), (out_features, out_features)
+        self._weight = loader.scheme.load(loader, names, sizes, in_features, bias, gated_activation(activation))
+
+    def __call__(self, x: Array) -> Array:
+        """[T, K] → [T, I]."""
         return self._weight.apply(x)
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from cupy_engine.device import Array, Device
+from cupy_engine.ops.activation import GatedActivation
+from cupy_engine.ops.gated_linear import gated_linear
 from cupy_engine.ops.linear import linear
 
 
@@ -17,16 +19,25 @@ class LinearWeight(Protocol):
     """A linear layer's weight in some format; knows how to multiply by it."""
 
     def apply(self, x: Array) -> Array:
-        """[T, K] → [T, N]."""
+        """[T, K] → [T, N], or [T, N / 2] if it was loaded with an activation."""
 
 
 class LinearScheme(Protocol):
     """A weight format: loads linear layers whose checkpoint tensors look its way."""
 
     def load(
-        self, loader: Loader, names: Sequence[str], out_features: Sequence[int], in_features: int, bias: bool
+        self,
+        loader: Loader,
+        names: Sequence[str],
+        out_features: Sequence[int],
+        in_features: int,
+        bias: bool,
+        activation: GatedActivation | None = None,
     ) -> LinearWeight:
-        """One weight of the named layers stacked along their outputs."""
+        """One weight of the named layers stacked along their outputs.
+
+        With an activation they are a gate and what it is for: ``act(gate) * up`` is the weight's product.
+        """
 
 
 @dataclass(slots=True)
@@ -35,23 +46,31 @@ class UnquantizedWeight:
 
     weight: Array
     bias: Array | None
+    activation: GatedActivation | None = None
 
     def apply(self, x: Array) -> Array:
-        return linear(x, self.weight, self.bias)
+        if self.activation is None:
+            return linear(x, self.weight, self.bias)
+        return gated_linear(x, self.weight, self.bias, self.activation)
 
 
 class UnquantizedScheme:
     """Tensors ``name.weight`` [N, K] and ``name.bias`` [N] in floating point."""
 
     def load(
-        self, loader: Loader, names: Sequence[str], out_features: Sequence[int], in_features: int, bias: bool
+        self,
+        loader: Loader,
+        names: Sequence[str],
+        out_features: Sequence[int],
+        in_features: int,
+        bias: bool,
+        activation: GatedActivation | None = None,
     ) -> LinearWeight:
         parts = list(zip(names, out_features, strict=True))
         weight = loader.stacked([(f"{name}.weight", (n, in_features)) for name, n in parts])
-        loader.loaded.products.append(DenseProduct(weight, bias, loader.dtype))
-        return UnquantizedWeight(
-            weight, loader.stacked([(f"{name}.bias", (n,)) for name, n in parts]) if bias else None
-        )
+        loader.loaded.products.append(DenseProduct(weight, bias, loader.dtype, activation))
+        biases = loader.stacked([(f"{name}.bias", (n,)) for name, n in parts]) if bias else None
+        return UnquantizedWeight(weight, biases, activation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +80,7 @@ class DenseProduct:
     weight: Array
     has_bias: bool
     out_dtype: Any
+    activation: GatedActivation | None = None
 
 
 @dataclass(slots=True)

@@ -5,36 +5,9 @@
    grid (ceil(vectors / block)), block (256): a thread computes one vector
    requires inter (n) % VEC == 0, fewer than 2^31 vectors and, for VEC > 1, arrays aligned to VEC elements
    bound: memory, 3 * num_tokens * inter * sizeof(T) bytes (2 * n * sizeof(T)) */
+#include "common/activations.cuh"
 #include "common/overlap.cuh"
 #include "common/types.cuh"
-
-struct Silu {
-    static __device__ __forceinline__ float apply(float x) { return __fdividef(x, 1.0f + __expf(-x)); }
-};
-
-struct QuickGelu {
-    static __device__ __forceinline__ float apply(float x) { return __fdividef(x, 1.0f + __expf(-1.702f * x)); }
-};
-
-struct Gelu {
-    static __device__ __forceinline__ float apply(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678f)); }
-};
-
-struct GeluTanh {
-    static __device__ __forceinline__ float apply(float x) {
-        // x/2 * (1 + tanh(u)) = x / (1 + exp(-2u))
-        const float u = 0.79788456f * x * (1.0f + 0.044715f * x * x);
-        return __fdividef(x, 1.0f + __expf(-2.0f * u));
-    }
-};
-
-struct Relu {
-    static __device__ __forceinline__ float apply(float x) { return fmaxf(x, 0.0f); }
-};
-
-struct SquaredRelu {
-    static __device__ __forceinline__ float apply(float x) { return fmaxf(x, 0.0f) * fmaxf(x, 0.0f); }
-};
 
 template <typename T, int VEC, typename F>
 __global__ void __launch_bounds__(256) activate_and_mul(T* out, const T* gate_up, int inter, uint32 num_vecs) {

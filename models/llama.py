@@ -13,10 +13,9 @@ from typing import Any
 from cupy_engine.batch import Batch
 from cupy_engine.device import Array, Device
 from cupy_engine.kv_cache import KVCache
-from cupy_engine.layers import Attention, Embedding, Linear, LMHead, ResidualStream, RMSNorm, qkv_linear
+from cupy_engine.layers import Attention, Embedding, GatedLinear, Linear, LMHead, ResidualStream, RMSNorm, qkv_linear
 from cupy_engine.loader import Loader
 from cupy_engine.model_config import ModelConfig, RopeConfig
-from cupy_engine.ops.activation import gated_activation
 from cupy_engine.ops.rope import rope_table
 from cupy_engine.weights import WeightSource
 
@@ -39,12 +38,11 @@ class LlamaMLP:
 
     def __init__(self, config: ModelConfig, loader: Loader) -> None:
         hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_up = Linear(loader, ("gate_proj", "up_proj"), (inner, inner), hidden, bias)
-        self.activation = gated_activation(config.activation)
+        self.gated = GatedLinear(loader, config.activation, inner, hidden, bias)
         self.down = Linear(loader, "down_proj", hidden, inner, bias)
 
     def __call__(self, x: Array) -> Array:
-        return self.down(self.activation(self.gate_up(x)))
+        return self.down(self.gated(x))
 
 
 class LlamaLayer:

@@ -26,7 +26,7 @@ from cupy_engine.ops._instantiations import (
     sm90_prefill_expression,
     sm90_prefill_shared_bytes,
 )
-from cupy_engine.ops._launch import address, check_contiguous, empty, launch, type_name, zeros
+from cupy_engine.ops._launch import address, check_contiguous, empty, is_hopper, launch, type_name, zeros
 
 _MAX_DECODE_ROWS = 16  # query tokens x heads of a group
 _KEYS_PER_TILE = 16
@@ -185,7 +185,7 @@ def _launch_prefill(q: Array, inputs: np.ndarray, share: _Share) -> None:
     head_dim = q.shape[2]
     inputs["min_query_len"], inputs["max_query_len"] = share.max_decode_len + 1, _INT_MAX
     num_kv_heads = int(inputs["num_kv_heads"][0])
-    if head_dim in SM90_PREFILL_KEYS and _is_hopper():
+    if head_dim in SM90_PREFILL_KEYS and is_hopper():
         expression = sm90_prefill_expression(type_name(q), head_dim)
         grid = (num_kv_heads, share.num_prefill_tiles(SM90_PREFILL_ROWS))
         shared_bytes = sm90_prefill_shared_bytes(head_dim)
@@ -200,13 +200,6 @@ def _launch_prefill(q: Array, inputs: np.ndarray, share: _Share) -> None:
         inputs,
         shared_bytes=layout.shared_bytes(head_dim),
     )
-
-
-@functools.cache
-def _is_hopper() -> bool:
-    import cupy
-
-    return str(cupy.cuda.Device().compute_capability) == "90"
 
 
 def _launch_decode(q: Array, inputs: np.ndarray, share: _Share) -> None:

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import struct
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 _CONFIG = struct.Struct("7IPPI")  # CUlaunchConfig: grid, block, shared bytes, stream, attributes and their number
@@ -15,12 +16,21 @@ _ARGUMENTS, _ARGUMENTS_SIZE, _END = 1, 2, 0  # CU_LAUNCH_PARAM_*
 _MAX_ARGUMENTS_BYTES = 4096
 
 
-def launch(function: int, grid: tuple[int, int, int], block: int, shared_bytes: int, arguments: bytes) -> None:
+def launch(
+    function: int,
+    grid: tuple[int, int, int],
+    block: int,
+    shared_bytes: int,
+    arguments: bytes,
+    offsets: Sequence[int] = (),
+) -> None:
     """Launch a kernel on the current stream.
 
     Args:
         function: its handle, a ``CUfunction``.
         arguments: packed as a C struct.
+        offsets: where in ``arguments`` each begins. To be given if one is aligned to more than 16 bytes: then the
+            driver has a layout of its own.
 
     Raises:
         cupy.cuda.driver.CUDADriverError: the driver refuses.
@@ -31,7 +41,8 @@ def launch(function: int, grid: tuple[int, int, int], block: int, shared_bytes: 
     frame.arguments[: len(arguments)] = arguments
     frame.size.value = len(arguments)
     _CONFIG.pack_into(frame.config, 0, *grid, block, 1, 1, shared_bytes, stream, frame.attribute_at, _num_attributes())
-    status = _launch_function()(frame.config_at, function, None, frame.extra_at)
+    one_by_one = frame.pointers(offsets) if offsets else None
+    status = _launch_function()(frame.config_at, function, one_by_one, None if offsets else frame.extra_at)
     if status:
         raise cupy.cuda.driver.CUDADriverError(status)
 
@@ -49,7 +60,11 @@ class _Frame(threading.local):
         extra = (ctypes.c_void_p * len(addresses))(*addresses)
         self.config_at, self.extra_at = ctypes.addressof(self.config), ctypes.addressof(extra)
         self.attribute_at = ctypes.addressof(attribute)
+        self._arguments_at = ctypes.addressof(arguments)
         self._kept = (attribute, extra)
+
+    def pointers(self, offsets: Sequence[int]) -> Any:
+        return (ctypes.c_void_p * len(offsets))(*(self._arguments_at + offset for offset in offsets))
 
 
 _frame = _Frame()

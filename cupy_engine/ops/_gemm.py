@@ -126,7 +126,13 @@ class _GemvProduct:
 
 
 def _type(dtype: str) -> str:
-    return TYPE_NAMES[BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype)]
+    return TYPE_NAMES[as_dtype(dtype)]
+
+
+def as_dtype(name: str) -> np.dtype[Any]:
+    """By name, which NumPy alone does not know of bfloat16."""
+    dtype: np.dtype[Any] = BFLOAT16 if name == "bfloat16" else np.dtype(name)
+    return dtype
 
 
 def _gemv_computes(shape: Shape) -> bool:

@@ -17,7 +17,7 @@ from cupy_engine.cache_folder import cache_folder
 from cupy_engine.ops import _cublaslt
 from cupy_engine.ops._cublaslt import Shape
 
-_NAME = re.compile(r"gemv|[0-9a-f]{128}")
+_NAME = re.compile(r"gemv|fused|apart|[0-9a-f]{128}")
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ def row_buckets(most_rows: int) -> list[int]:
 class GemmTable:
     """Shape → name of the fastest product. Shapes of one row bucket share an entry; the stride of x does not matter.
 
+    ``functor``: the activation of a gated product, which has an entry of its own.
+
     A file that cannot be read or written costs a warning and the time to tune again, nothing else.
     """
 
@@ -43,11 +45,11 @@ class GemmTable:
         self._path = path
         self._names = self._read()
 
-    def get(self, shape: Shape) -> str | None:
-        return self._names.get(_key(shape))
+    def get(self, shape: Shape, functor: str = "") -> str | None:
+        return self._names.get(_key(shape, functor))
 
-    def set(self, shape: Shape, name: str) -> None:
-        self._names[_key(shape)] = name
+    def set(self, shape: Shape, name: str, functor: str = "") -> None:
+        self._names[_key(shape, functor)] = name
 
     def save(self) -> None:
         """Write the file, together with what other processes have added to it since."""
@@ -72,9 +74,9 @@ class GemmTable:
         return {key: name for key, name in entries if isinstance(name, str) and _NAME.fullmatch(name)}
 
 
-def _key(shape: Shape) -> str:
-    fields = (row_bucket(shape.m), shape.n, shape.k, shape.dtype, shape.out_dtype, int(shape.has_bias))
-    return " ".join(map(str, fields))
+def _key(shape: Shape, functor: str) -> str:
+    fields = (row_bucket(shape.m), shape.n, shape.k, shape.dtype, shape.out_dtype, int(shape.has_bias), functor)
+    return " ".join(map(str, fields)).rstrip()
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cupy_engine.device import Array
-from cupy_engine.ops import _gemm
+from cupy_engine.ops import _gated_gemm, _gemm
 from cupy_engine.ops._cublaslt import CublasLtError, Shape
 from cupy_engine.ops._gemm_table import row_bucket, table
 from cupy_engine.ops._launch import empty
@@ -27,10 +27,7 @@ def tune(weights: Sequence[Array], row_counts: Iterable[int], out_dtype: Any = N
         out_dtype: default that of the weights.
         has_bias: whether there will be a bias.
     """
-    n, k = weights[0].shape
-    dtype = weights[0].dtype.name
-    out_dtype = dtype if out_dtype is None else np.dtype(out_dtype).name
-    shapes = [Shape(m, n, k, k, dtype, out_dtype, has_bias) for m in sorted({row_bucket(m) for m in row_counts})]
+    shapes = _shapes(weights[0], row_counts, out_dtype, has_bias)
     unknown = [shape for shape in shapes if table().get(shape) is None]
     for shape in unknown:
         table().set(shape, fastest(shape, weights).name)
@@ -39,22 +36,42 @@ def tune(weights: Sequence[Array], row_counts: Iterable[int], out_dtype: Any = N
         _gemm.forget_products()
 
 
+def tune_gated(weights: Sequence[Array], row_counts: Iterable[int], functor: str, has_bias: bool = False) -> None:
+    """As :func:`tune`, for whether one kernel is faster than a product and an activation. To be called after that."""
+    shapes = _shapes(weights[0], row_counts, None, has_bias)
+    choices = {shape: _gated_gemm.candidates(shape, functor) for shape in shapes}
+    unknown = [shape for shape in shapes if len(choices[shape]) > 1 and table().get(shape, functor) is None]
+    for shape in unknown:
+        stopwatch = _Stopwatch(shape, weights, shape.n // 2)
+        table().set(shape, min(choices[shape], key=stopwatch.time_s).name, functor)
+    if unknown:
+        table().save()
+        _gated_gemm.forget_products()
+
+
 def fastest(shape: Shape, weights: Sequence[Array], products: Sequence[_gemm.Product] = ()) -> _gemm.Product:
     """The product with the shortest time over all ``weights``, among the given ones or all candidates."""
-    return min(products or _gemm.candidates(shape), key=_Stopwatch(shape, weights).time_s)
+    return min(products or _gemm.candidates(shape), key=_Stopwatch(shape, weights, shape.n).time_s)
+
+
+def _shapes(weight: Array, row_counts: Iterable[int], out_dtype: Any, has_bias: bool) -> list[Shape]:
+    """One for each row bucket."""
+    (n, k), dtype = weight.shape, weight.dtype.name
+    out_name = dtype if out_dtype is None else np.dtype(out_dtype).name
+    return [Shape(m, n, k, k, dtype, out_name, has_bias) for m in sorted({row_bucket(m) for m in row_counts})]
 
 
 class _Stopwatch:
     """Times products of one shape: a captured graph of one launch per weight, the best of a few rounds."""
 
-    def __init__(self, shape: Shape, weights: Sequence[Array]) -> None:
+    def __init__(self, shape: Shape, weights: Sequence[Array], num_columns: int) -> None:
         import cupy
 
         rng = np.random.default_rng(0)
         self._weights = weights
         # Not zeros: the GPU clocks higher on them.
         self._x = cupy.asarray(rng.standard_normal((shape.m, shape.k), dtype=np.float32).astype(weights[0].dtype))
-        self._out = empty((shape.m, shape.n), _dtype(shape.out_dtype, weights[0]))
+        self._out = empty((shape.m, num_columns), _gemm.as_dtype(shape.out_dtype))
         self._bias = empty((shape.n,), self._out.dtype) if shape.has_bias else None
         current = cupy.cuda.get_current_stream()  # products keep scratch memory for every stream they have run on
         self._stream = current if current.ptr else cupy.cuda.Stream(non_blocking=True)
@@ -80,7 +97,3 @@ class _Stopwatch:
                 mark.record(self._stream)
             self._stream.synchronize()
         return min(float(cupy.cuda.get_elapsed_time(a, b)) for a, b in pairwise(marks)) / 1e3
-
-
-def _dtype(name: str, like: Array) -> Any:
-    return like.dtype if like.dtype.name == name else np.dtype(name)

@@ -99,6 +99,9 @@ def sm90_prefill_shared_bytes(head_dim: int) -> int:
     return (SM90_PREFILL_ROWS + 4 * SM90_PREFILL_KEYS[head_dim]) * head_dim * 2 + 1024
 
 
+GATED_SM90_BLOCK = 384
+GATED_SM90_SHARED_BYTES = 4 * (128 + 2 * 128) * 128 + 128 * 128 * 2 + 1024  # SHARED_BYTES of ``gemm_gated_sm90.cu``
+
 INSTANTIATIONS: dict[str, tuple[str, ...]] = {
     "norm.cu": tuple(
         f"norm<{t}, {width}, {items}, {add}, {center}>"
@@ -141,11 +144,12 @@ INSTANTIATIONS: dict[str, tuple[str, ...]] = {
         for m, rows in GEMV_ROWS_PER_WARP.items()
         for out in dict.fromkeys((t, "float"))
     ),
+    "gemm_gated_sm90.cu": tuple(f"gemm_gated_sm90<{t}, {f}>" for t in HALF_TYPES for f in GATED_ACTIVATIONS),
     "rope.cu": tuple(f"rope_and_write_kv<{t}, {width}>" for t, width in _TYPE_WIDTHS),
 }
 
 # Files that need one architecture's own instructions; all others are for every architecture.
-ARCHITECTURES_OF = {"attention_prefill_sm90.cu": ("sm_90a",)}
+ARCHITECTURES_OF = {"attention_prefill_sm90.cu": ("sm_90a",), "gemm_gated_sm90.cu": ("sm_90a",)}
 
 # Spilled registers cost memory traffic: a few bytes are harmless, and the prefill kernel of head size 128 keeps some
 # addresses in local memory, read once per 64 keys.

@@ -72,6 +72,22 @@ def check_contiguous(**arrays: Array) -> None:
             raise ValueError(f"{name} must be contiguous, got shape {array.shape} with strides {array.strides}")
 
 
+@functools.cache
+def is_hopper() -> bool:
+    """Whether the current GPU knows the instructions of sm_90a."""
+    import cupy
+
+    return str(cupy.cuda.Device().compute_capability) == "90"
+
+
+@functools.cache
+def num_multiprocessors() -> int:
+    """Of the current GPU."""
+    import cupy
+
+    return int(cupy.cuda.Device().attributes["MultiProcessorCount"])
+
+
 class Launch:
     """A kernel with all of its launch but the arrays, which are its first parameters.
 
@@ -102,17 +118,32 @@ def launch(
     _driver_launch.launch(function, _three(grid), block, shared_bytes, pack(*arguments))
 
 
+def launch_with_maps(
+    file: str, expression: str, grid: tuple[int, ...], block: int, *arguments: Any, shared_bytes: int = 0
+) -> None:
+    """As :func:`launch`, for arguments among which are tensor maps: see :mod:`._tensor_map`."""
+    function = _function(file, expression, shared_bytes)
+    _driver_launch.launch(function, _three(grid), block, shared_bytes, *_pack(*arguments))
+
+
 def pack(*arguments: Any) -> bytes:
     """Kernel parameters as the C struct of them.
 
     Arrays on the device travel as addresses, integers as int32, floats as float32, and NumPy's scalars and structured
     arrays as they are.
     """
-    packed = bytearray()
+    return _pack(*arguments)[0]
+
+
+def _pack(*arguments: Any) -> tuple[bytes, list[int]]:
+    """The struct, and where in it each argument begins."""
+    packed, offsets = bytearray(), []
     for argument in arguments:
         value, alignment = _pack_one(argument)
-        packed += bytes(-len(packed) % alignment) + value
-    return bytes(packed)
+        packed += bytes(-len(packed) % alignment)
+        offsets.append(len(packed))
+        packed += value
+    return bytes(packed), offsets
 
 
 def _pack_one(argument: Any) -> tuple[bytes, int]:
@@ -125,6 +156,8 @@ def _pack_one(argument: Any) -> tuple[bytes, int]:
         return argument.tobytes(), argument.itemsize
     if isinstance(argument, np.ndarray):  # a struct
         return argument.tobytes(), 8
+    if isinstance(argument, bytes):  # a tensor map
+        return argument, 8
     return struct.pack("P", argument.data.ptr), 8
 
 

@@ -6,8 +6,9 @@ Arithmetic is float32 whatever the arrays hold; results have the dtype of the in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from cupy_engine.errors import ConfigError
 from cupy_engine.ops import _cuda_activation
 
 GeluForm = Literal["none", "tanh"]
+
+F = TypeVar("F")
 
 _ONE = np.float32(1.0)
 _MAX_EXPONENT = np.float32(88.0)  # exp of more overflows float32
@@ -132,12 +135,27 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-GATED_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "silu": silu_and_mul,
-    "swish": silu_and_mul,
-    "gelu": gelu_and_mul,
-    "gelu_new": gelu_tanh_and_mul,
-    "gelu_pytorch_tanh": gelu_tanh_and_mul,
+@dataclass(frozen=True, slots=True)
+class GatedActivation:
+    """``act(gate) * up``: [T, 2 * I] → [T, I], ``out`` if given. ``functor`` is what the kernels call ``act``."""
+
+    function: Callable[[Array, Array | None], Array]
+    functor: str
+
+    def __call__(self, gate_up: Array, out: Array | None = None) -> Array:
+        return self.function(gate_up, out)
+
+
+_SILU = GatedActivation(silu_and_mul, "Silu")
+_GELU = GatedActivation(gelu_and_mul, _GELU_KERNELS["none"])
+_GELU_TANH = GatedActivation(gelu_tanh_and_mul, _GELU_KERNELS["tanh"])
+
+GATED_ACTIVATIONS: dict[str, GatedActivation] = {
+    "silu": _SILU,
+    "swish": _SILU,
+    "gelu": _GELU,
+    "gelu_new": _GELU_TANH,
+    "gelu_pytorch_tanh": _GELU_TANH,
 }
 
 
@@ -150,8 +168,8 @@ def activation(name: str) -> Callable[[Array], Array]:
     return _by_name(ACTIVATIONS, name)
 
 
-def gated_activation(name: str) -> Callable[[Array], Array]:
-    """``act(gate) * up`` over [T, 2 * I] for the activation that configurations call ``name``.
+def gated_activation(name: str) -> GatedActivation:
+    """``act(gate) * up`` for the activation that configurations call ``name``.
 
     Raises:
         ConfigError: no such gated activation; the message lists those there are.
@@ -159,7 +177,7 @@ def gated_activation(name: str) -> Callable[[Array], Array]:
     return _by_name(GATED_ACTIVATIONS, name)
 
 
-def _by_name(functions: dict[str, Callable[[Array], Array]], name: str) -> Callable[[Array], Array]:
+def _by_name(functions: Mapping[str, F], name: str) -> F:
     if name not in functions:
         raise ConfigError("activation", f"{name!r} is not supported here; supported are {', '.join(functions)}")
     return functions[name]

@@ -52,6 +52,10 @@ __device__ __forceinline__ void finish_before_wait(float result) {
 #define LIST64 \
     LIST32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57," \
            "%58,%59,%60,%61,%62,%63"
+#define LIST128 \
+    LIST64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89," \
+           "%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112," \
+           "%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 
 /* One asm statement per shape, type and source of A; is_sum says whether D is added to or overwritten. */
 #define WGMMA_SHARED(TYPE, N, NAME, LIST, D_REGISTERS, A, B, SUM)                                                       \
@@ -78,10 +82,13 @@ __device__ __forceinline__ void wgmma_transposed(float (&d)[TILES][4], const uin
 
 #define D_OF_64 D32(0)
 #define D_OF_128 D32(0), D32(8)
+#define D_OF_256 D32(0), D32(8), D32(16), D32(24)
 WGMMA_SHARED(bf16, 64, "bf16.bf16", LIST32, D_OF_64, "%32", "%33", "%34")
 WGMMA_SHARED(fp16, 64, "f16.f16", LIST32, D_OF_64, "%32", "%33", "%34")
 WGMMA_SHARED(bf16, 128, "bf16.bf16", LIST64, D_OF_128, "%64", "%65", "%66")
 WGMMA_SHARED(fp16, 128, "f16.f16", LIST64, D_OF_128, "%64", "%65", "%66")
+WGMMA_SHARED(bf16, 256, "bf16.bf16", LIST128, D_OF_256, "%128", "%129", "%130")
+WGMMA_SHARED(fp16, 256, "f16.f16", LIST128, D_OF_256, "%128", "%129", "%130")
 WGMMA_REGISTERS(bf16, 64, "bf16.bf16", LIST32, D_OF_64, "%32,%33,%34,%35", "%36")
 WGMMA_REGISTERS(fp16, 64, "f16.f16", LIST32, D_OF_64, "%32,%33,%34,%35", "%36")
 WGMMA_REGISTERS(bf16, 128, "bf16.bf16", LIST64, D_OF_128, "%64,%65,%66,%67", "%68")

@@ -36,6 +36,14 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32 (&r)[4], uint32 row_add
         : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(row_address) : "memory");
 }
 
+/* The reverse of ldmatrix_x4 (sm_90). */
+__device__ __forceinline__ void stmatrix_x4(uint32 row_address, const uint32 (&r)[4]) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};"
+        :: "r"(row_address), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]) : "memory");
+#endif
+}
+
 /* Transposes an 8x8 matrix held as (r, 2c..2c+1): afterwards the lane holds (2c..2c+1, r). */
 __device__ __forceinline__ uint32 transpose_8x8(uint32 pair) {
     uint32 result;

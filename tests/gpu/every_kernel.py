@@ -18,7 +18,9 @@ from sampler_pair import SamplerPair, random_logits, random_request, setup
 
 from cupy_engine.ops import _compile, _cuda_attention, _gemm, activation
 from cupy_engine.ops._cublaslt import Shape
+from cupy_engine.ops._gated_gemm import FusedProduct
 from cupy_engine.ops._instantiations import DECODE_LAYOUTS, INSTANTIATIONS, PREFILL_LAYOUTS
+from cupy_engine.ops._launch import is_hopper
 from cupy_engine.ops.attention import paged_attention
 from cupy_engine.ops.embedding import embedding
 from cupy_engine.ops.kv_cache import copy_blocks
@@ -62,13 +64,13 @@ def attention(dtype: str) -> None:
     for head_dim, has_many_rows in DECODE_LAYOUTS:
         heads = (12, 1) if has_many_rows else (4, 2)
         attend(Problem(rng, dtype, [1] * 4, [1, 17, 200, 700], heads, head_dim))
-    is_hopper = _cuda_attention._is_hopper
+    is_hopper = _cuda_attention.is_hopper
     for head_dim in PREFILL_LAYOUTS:
         for answer in (is_hopper, lambda: False):
-            _cuda_attention._is_hopper = answer  # type: ignore[assignment]
+            _cuda_attention.is_hopper = answer  # type: ignore[assignment, attr-defined]
             attend(Problem(rng, dtype, [40, 1, 70], [300, 33, 70], (4, 2), head_dim), sliding_window=150)
             attend(Problem(rng, dtype, [70], [70], (4, 2), head_dim), soft_cap=20.0)
-    _cuda_attention._is_hopper = is_hopper
+    _cuda_attention.is_hopper = is_hopper
     attend(Problem(rng, dtype, [40, 1], [60, 33], (4, 2), 36))
 
 
@@ -78,13 +80,17 @@ def attend(problem: Problem, **options: Any) -> None:
 
 
 def products(dtype: str) -> None:
-    """The kernel for a few rows; the rest is the library's."""
+    """The kernel for a few rows, and for gates and ups of more tiles than run at once; the rest is the library's."""
     weight = to_gpu(random(rng, (72, 128), DTYPES[dtype]))
     name = np.dtype(DTYPES[dtype]).name
     for num_rows in (1, 2, 3, 4):
         x, out = to_gpu(random(rng, (num_rows, 128), DTYPES[dtype])), poisoned((num_rows, 72), DTYPES[dtype])
         shape = Shape(num_rows, 72, 128, 128, name, name, False)
         next(p for p in _gemm.candidates(shape) if p.name == "gemv").run(x, weight, None, out)
+    if dtype != "float32" and is_hopper():
+        for num_rows, inter, depth in ((5, 72, 40), (700, 3000, 136)):
+            x, weight = (to_gpu(random(rng, shape, DTYPES[dtype])) for shape in ((num_rows, depth), (2 * inter, depth)))
+            FusedProduct("Silu").run(x, weight, None, poisoned((num_rows, inter), DTYPES[dtype]))
 
 
 def sampling(dtype: str) -> None:

@@ -30,6 +30,15 @@ def test_an_entry_serves_its_row_bucket_and_any_stride(tmp_path: Path) -> None:
     assert table.get(replace(SHAPE, has_bias=True)) is None
 
 
+def test_gated_products_have_entries_of_their_own(tmp_path: Path) -> None:
+    table = GemmTable(tmp_path / "table.json")
+    table.set(SHAPE, ALGORITHM)
+    table.set(SHAPE, "fused", "Silu")
+    table.save()
+    reread = GemmTable(tmp_path / "table.json")
+    assert (reread.get(SHAPE), reread.get(SHAPE, "Silu"), reread.get(SHAPE, "Gelu")) == (ALGORITHM, "fused", None)
+
+
 def test_entries_are_kept_and_merged_with_those_of_other_processes(tmp_path: Path) -> None:
     first, second = GemmTable(tmp_path / "gemm" / "table.json"), GemmTable(tmp_path / "gemm" / "table.json")
     first.set(SHAPE, ALGORITHM)

@@ -10,7 +10,9 @@ import pytest
 
 from cupy_engine.ops import _tiled_matmul, _vector_product
 from cupy_engine.ops._vector_product import vector_product
+from cupy_engine.ops.activation import gated_activation
 from cupy_engine.ops.embedding import embedding
+from cupy_engine.ops.gated_linear import gated_linear
 from cupy_engine.ops.linear import linear
 
 TOLERANCE: dict[Any, float] = {np.float32: 1e-5, np.float16: 2e-3, ml_dtypes.bfloat16: 1e-2}
@@ -68,3 +70,14 @@ def test_embedding_takes_rows_and_clamps_ids() -> None:
     out = np.full((1, 3), np.nan, np.float32)
     assert embedding(np.array([1], np.int32), table, out=out) is out
     np.testing.assert_array_equal(out, table[[1]])
+
+
+@pytest.mark.parametrize("has_bias", [False, True], ids=["", "bias"])
+def test_the_gate_comes_first(has_bias: bool) -> None:
+    rng = np.random.default_rng(0)
+    x, gate, up = (rng.standard_normal(shape, dtype=np.float32) for shape in ((5, 24), (16, 24), (16, 24)))
+    biases = rng.standard_normal((2, 16), dtype=np.float32) if has_bias else np.zeros((2, 16), np.float32)
+    gates, ups = x @ gate.T + biases[0], x @ up.T + biases[1]
+    bias = biases.reshape(-1) if has_bias else None
+    result = gated_linear(x, np.concatenate([gate, up]), bias, gated_activation("silu"))
+    np.testing.assert_allclose(result, gates / (1 + np.exp(-gates)) * ups, rtol=1e-4, atol=1e-5)
