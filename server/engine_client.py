@@ -10,7 +10,6 @@ import logging
 import os
 import queue
 import threading
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +21,6 @@ from cupy_engine.messages import (
     Command,
     GenerateRequest,
     RefusalReport,
-    Reply,
     SequenceOutput,
     StatsReply,
     StatsRequest,
@@ -30,9 +28,10 @@ from cupy_engine.messages import (
 from cupy_engine.overload import AdmissionRule, EngineLoad
 
 from .engine_connection import EngineConnection
+from .heard_load import HeardLoad
 from .mailbox import Mailbox
 from .request_ids import RequestIds
-from .wire import EngineStatus
+from .wire import Delivery, EngineStatus
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +103,7 @@ class EngineClient:
             self._mailboxes: dict[str, Mailbox] = {}
             self._stats_boxes: dict[int, queue.SimpleQueue[StatsReply | None]] = {}  # None: the engine is lost
             self._was_ready = False
-            self._unread: dict[str, float] = {}  # when requests were sent that the engine's latest status leaves out
+            self._load = HeardLoad()
             self._refusals: Counter[str] = Counter()  # not yet reported
             self.num_submitted = 0
             self._connection = EngineConnection(
@@ -180,7 +179,7 @@ class EngineClient:
         life = self._connection.life
         self._mailboxes.update((request.request_id, mailbox) for request in requests)
         self.num_submitted += len(requests)
-        self._unread.update((request.request_id, time.monotonic()) for request in requests)
+        self._load.sent(request.request_id for request in requests)
         self._connection.send(requests, life)
         if self._connection.life != life:  # it ended in between, perhaps after all mailboxes were told
             self._report_lost([request.request_id for request in requests])
@@ -188,11 +187,8 @@ class EngineClient:
 
     @property
     def load(self) -> EngineLoad:
-        """How busy the engine is, as far as this worker can tell: its latest word, and what should have come since."""
-        link = self._connection
-        if link.status is None:
-            return EngineLoad()
-        return link.status.load.later(time.monotonic() - link.heard_s, len(self._unread))
+        """How busy the engine is, as far as this worker can tell."""
+        return self._load.now
 
     def refused(self, reason: str) -> None:
         """Count a request that was turned away on this side."""
@@ -215,7 +211,7 @@ class EngineClient:
         """Drop the mailboxes of requests that are over."""
         for request_id in request_ids:
             self._mailboxes.pop(request_id, None)
-            self._unread.pop(request_id, None)
+            self._load.forget(request_id)
 
     def abort(self, request_ids: Sequence[str]) -> None:
         """End requests whose client has gone; nothing more arrives for them."""
@@ -249,11 +245,12 @@ class EngineClient:
 
     # For the I/O thread
 
-    def on_replies(self, replies: list[Reply]) -> None:
+    def on_delivery(self, delivery: Delivery) -> None:
         """Sort replies into mailboxes: one piece of mail per mailbox."""
+        self._load.take_delivery(delivery)
         mail: dict[int, tuple[Mailbox, list[SequenceOutput]]] = {}
         lost: list[str] = []
-        for reply in replies:
+        for reply in delivery.replies:
             if isinstance(reply, StatsReply):
                 if box := self._stats_boxes.get(reply.token):
                     box.put(reply)
@@ -268,10 +265,7 @@ class EngineClient:
             self._report_lost(lost)
 
     def on_status(self, status: EngineStatus) -> None:
-        read_s = self._connection.heard_s - status.turn_age_s
-        for request_id, sent_s in list(self._unread.items()):
-            if sent_s < read_s:
-                self._unread.pop(request_id, None)
+        self._load.take_status(status, self._connection.heard_s)
         if self._refusals:
             with self._lock:
                 refusals, self._refusals = self._refusals, Counter()
@@ -284,6 +278,7 @@ class EngineClient:
 
     def on_lost(self) -> None:
         """Tell everyone who waits."""
+        self._load.lose()
         self._was_ready = False
         self._report_lost(list(self._mailboxes))
         for box in list(self._stats_boxes.values()):
@@ -293,7 +288,7 @@ class EngineClient:
         """One piece of mail per mailbox; each request is reported once."""
         lost: dict[Mailbox, list[str]] = defaultdict(list)
         for request_id in request_ids:
-            self._unread.pop(request_id, None)
+            self._load.forget(request_id)
             if mailbox := self._mailboxes.pop(request_id, None):
                 lost[mailbox].append(request_id)
         for mailbox, ids in lost.items():

@@ -17,10 +17,10 @@ import msgspec
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from cupy_engine.messages import Command, Reply
+from cupy_engine.messages import Command
 
 from . import wire
-from .wire import EngineStatus
+from .wire import Delivery, EngineStatus
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ EAGER_PING_INTERVAL_S = 0.05  # until it is ready
 class Listener(Protocol):
     """Who is told, on the I/O thread."""
 
-    def on_replies(self, replies: list[Reply]) -> None: ...
+    def on_delivery(self, delivery: Delivery) -> None: ...
     def on_status(self, status: EngineStatus) -> None: ...
     def on_lost(self) -> None: ...
 
@@ -155,7 +155,7 @@ class EngineConnection(threading.Thread):
     def _read_replies(self) -> None:
         with contextlib.suppress(zmq.Again):
             while True:
-                self._listener.on_replies(wire.replies_decoder.decode(self._engine.recv(zmq.DONTWAIT)))
+                self._listener.on_delivery(wire.delivery_decoder.decode(self._engine.recv(zmq.DONTWAIT)))
 
     def _ping(self) -> None:
         with contextlib.suppress(zmq.Again):

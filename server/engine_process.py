@@ -75,6 +75,7 @@ class EngineServer:
 
         config = EngineConfig.from_dict(msgspec.json.decode((self._folder / CONFIG_FILE).read_bytes()))
         self._core = EngineCore.from_config(config, resolve_model(config.model))
+        self._socket.report_load = self._core.load
         self._loop = CoreLoop(self._core, self._socket, self._socket.deliver)
         self._state = "ready"
 

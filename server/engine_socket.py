@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 import zmq
 
-from cupy_engine.messages import AbortRequest, Command, Reply, SequenceOutput
+from cupy_engine.messages import AbortRequest, Command, GenerateRequest, Reply, SequenceOutput
+from cupy_engine.overload import EngineLoad
 
-from .wire import ENGINE_SOCKET, address, command_decoder, encode, recipient
+from .wire import ENGINE_SOCKET, Delivery, address, command_decoder, encode, recipient
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +25,11 @@ class EngineSocket:
     """An Inbox for the core loop, and the way back.
 
     A worker that has died, or reads nothing any more, is found out when a reply to it cannot be sent: its request is
-    aborted. ``turn_s`` is when the loop last came round (monotonic).
+    aborted. ``turn_s`` is when the loop last came round (monotonic). ``report_load`` says how busy the engine is, once
+    there is one.
     """
+
+    report_load: Callable[[], EngineLoad] = EngineLoad
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], folder: Path) -> None:
         self._socket = context.socket(zmq.ROUTER)
@@ -35,6 +39,7 @@ class EngineSocket:
         self._socket.setsockopt(zmq.LINGER, 1000)
         self._socket.bind(address(folder, ENGINE_SOCKET))
         self._orphans: list[Command] = []
+        self._read: defaultdict[str, list[str]] = defaultdict(list)  # ids of requests, by worker, not yet told of
         self.turn_s = time.monotonic()
 
     def receive(self, timeout_s: float | None) -> list[Command]:
@@ -47,17 +52,22 @@ class EngineSocket:
         while True:
             try:
                 _, payload = self._socket.recv_multipart(zmq.DONTWAIT)
-                commands.append(command_decoder.decode(payload))
+                command = command_decoder.decode(payload)
+                commands.append(command)
+                if isinstance(command, GenerateRequest):
+                    self._read[recipient(command)].append(command.request_id)
             except zmq.Again:
                 return commands
             except (ValueError, msgspec.DecodeError) as error:
                 logger.error("unreadable command dropped: %s", error)
 
     def deliver(self, replies: Sequence[Reply]) -> None:
-        """Send each worker its replies, in one message."""
+        """Send each worker its replies, in one message, with how busy the engine is now."""
+        load = self.report_load()
         for worker, mail in by_worker(replies).items():
+            delivery = Delivery(mail, self._read.pop(worker, []), load)
             try:
-                self._socket.send_multipart((worker.encode(), encode(mail)), zmq.DONTWAIT)
+                self._socket.send_multipart((worker.encode(), encode(delivery)), zmq.DONTWAIT)
             except zmq.ZMQError as error:
                 logger.warning("worker %s is gone (%s): its requests are aborted", worker, error)
                 ids = {reply.request_id for reply in mail if isinstance(reply, SequenceOutput)}

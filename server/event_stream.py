@@ -1,8 +1,8 @@
 """A streamed answer: the body of a WSGI response, written by the request's own thread or handed over to a StreamLoop.
 
-             request thread                         stream thread
+             request thread                                       stream thread
 gthread      wait, encode, write, wait …
-StreamWorker wait for the first delta, headers ──▶  everything else, of all streams of the worker
+StreamWorker wait for the first delta, headers, that delta  ──▶  everything else, of all streams of the worker
 """
 
 from __future__ import annotations

@@ -38,12 +38,13 @@ class StreamLoop(threading.Thread):
         self._next_tick_s = 0.0
 
     def take_over(self, stream: EventStream, connection: socket.socket, on_end: Callable[[bool], None]) -> None:
-        """Write the rest of a stream whose headers are out. Any thread.
+        """Write a stream whose headers are out: here and now what has come, which no other thread delays. Any thread.
 
         Args:
             on_end: called on this loop's thread; its argument says whether the connection can take another request.
         """
         writer = StreamWriter(stream, connection, on_end)
+        writer.advance()
         self._post(writer, None)
         stream.generation.redirect(lambda mail: self._post(writer, mail))
 

@@ -31,7 +31,7 @@ _SWITCH_INTERVAL_S = 0.0005  # many threads have little to do each: none should 
 
 
 class StreamWorker(ThreadWorker):  # type: ignore[misc]
-    """Request threads parse, tokenize and wait for the first token; a StreamLoop writes the rest of every stream.
+    """Request threads parse, tokenize and send the first token; a StreamLoop writes the rest of every stream.
 
     A stream's connection counts as gunicorn's until the stream ends, and then goes back to it: kept alive or closed.
     A connection that has not been announced as closing is closed only where it has been idle for ``keepalive`` seconds.
@@ -70,13 +70,15 @@ class StreamWorker(ThreadWorker):  # type: ignore[misc]
         try:
             return super().handle(conn)
         except HandedOver as handed_over:
-            return handed_over.stream
+            stream = handed_over.stream
+            self._streams.take_over(stream, conn.sock, partial(self.method_queue.defer, self._resume, conn))
+            return stream
 
     def finish_request(self, conn: Any, fs: Future[Any]) -> None:
         result = False if fs.cancelled() or fs.exception() is not None else fs.result()
         if isinstance(result, EventStream):
-            self._streams.take_over(result, conn.sock, partial(self.method_queue.defer, self._resume, conn))
-        elif result:
+            return  # its end brings the connection back, or has done so already
+        if result:
             super().finish_request(conn, fs)
         else:
             self._lingering.add(conn.sock)

@@ -2,7 +2,7 @@
 
     FOLDER/            one per replica, private (0700), kept by the supervisor
       engine.json      the EngineConfig, written by the supervisor
-      engine.sock      Command ──▶  ◀── list[Reply]       served by the engine's own loop, once a step
+      engine.sock      Command ──▶  ◀── Delivery          served by the engine's own loop, once a step
       status.sock      Ping ──▶     ◀── EngineStatus      served by a thread beside it, so it answers during long steps
       error.txt        why the engine could not start, if it could not
 
@@ -17,7 +17,7 @@ from typing import Literal
 
 import msgspec
 
-from cupy_engine.messages import Command, Reply, SequenceOutput
+from cupy_engine.messages import Command, GenerateRequest, Reply, StatsReply
 from cupy_engine.overload import EngineLoad
 
 ENGINE_SOCKET = "engine.sock"
@@ -50,9 +50,20 @@ class EngineStatus(msgspec.Struct, kw_only=True, tag="status"):
     load: EngineLoad = EngineLoad()
 
 
+class Delivery(msgspec.Struct, array_like=True):
+    """What the engine has to say to one worker after a step.
+
+    ``read``: ids of this worker's requests that have come in since the last delivery. ``load``: with those.
+    """
+
+    replies: list[Reply]
+    read: list[str]
+    load: EngineLoad
+
+
 encode = msgspec.msgpack.encode
 command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
-replies_decoder: msgspec.msgpack.Decoder[list[Reply]] = msgspec.msgpack.Decoder(list[Reply])
+delivery_decoder: msgspec.msgpack.Decoder[Delivery] = msgspec.msgpack.Decoder(Delivery)
 ping_decoder = msgspec.msgpack.Decoder(Ping)
 status_decoder = msgspec.msgpack.Decoder(EngineStatus)
 
@@ -74,8 +85,8 @@ def stats_token(client_id: int, serial: int) -> int:
     return client_id << 32 | serial & 0xFFFF_FFFF
 
 
-def recipient(reply: Reply) -> str:
-    """The routing id of the worker that asked for ``reply``."""
-    if isinstance(reply, SequenceOutput):
-        return reply.request_id[:8]
-    return identity(reply.token >> 32)
+def recipient(message: Reply | GenerateRequest) -> str:
+    """The routing id of the worker that a reply goes to, or a request comes from."""
+    if isinstance(message, StatsReply):
+        return identity(message.token >> 32)
+    return message.request_id[:8]

@@ -127,6 +127,21 @@ def test_what_the_engine_has_not_read_yet_counts_as_load(client: EngineClient, e
     assert client.load.num_waiting == 2
 
 
+def test_deliveries_say_how_busy_the_engine_is_and_what_it_has_read(
+    client: EngineClient, engine: ScriptedEngine
+) -> None:
+    """No status says what has been read: all say that the loop has not come round for 30 s."""
+    engine.status = EngineStatus(state="ready", turn_age_s=30.0, load=EngineLoad(num_free=9))
+    wait_until(lambda: client.load.num_free == 9, 5, "the status")
+    client.submit([request(client, []) for _ in range(2)])
+    assert client.load.num_free == 7
+    load = EngineLoad(num_running=3, num_free=5)
+    engine.socket.report_load = lambda: load
+    engine.status = EngineStatus(state="ready", turn_age_s=30.0, load=load)
+    client.submit([request(client)]).get(timeout_s=5)
+    assert client.load == load, "nothing is unread"
+
+
 def test_two_workers_get_their_own_mail(client: EngineClient, folder: Path) -> None:
     other = EngineClient(folder)
     wait_until(lambda: other.state == "ready", 5, "ready")

@@ -89,7 +89,14 @@ class HeldEngine(FakeEngineClient):
 def open_stream(loop: StreamLoop, front_end: FrontEnd) -> Iterator[Open]:
     opened: list[Stream] = []
 
-    def open_one(response: FakeResponse | None = None, timeout_s: float = 60.0, **options: float) -> Stream:
+    def open_one(
+        response: FakeResponse | None = None,
+        timeout_s: float = 60.0,
+        first_token: int | None = None,
+        first_is_last: bool = False,
+        into: StreamLoop = loop,
+        **options: float,
+    ) -> Stream:
         config = ServerConfig(log_requests=False, **options)
         engine = HeldEngine(lambda request: [])
         service = Service(front_end, engine, WATCHER, EngineConfig(), config)
@@ -100,8 +107,11 @@ def open_stream(loop: StreamLoop, front_end: FrontEnd) -> Iterator[Open]:
         generation = Generation(service, "r", [request], ["Hi"], server_side)
         chunks = CompletionChunks(Envelope("r", "text_completion", "m"), AnswerOptions(), 1, include_usage=True)
         stream = Stream(generation, engine.mailbox, server_side, client)
-        body = EventStream(generation, [], chunks, config, response or FakeResponse())
-        loop.take_over(body, server_side, stream.ends.append)
+        if first_token is not None:
+            stream.say(first_token, "length" if first_is_last else None)
+        first = [] if first_token is None else generation.receive()
+        body = EventStream(generation, first, chunks, config, response or FakeResponse())
+        into.take_over(body, server_side, stream.ends.append)
         opened.append(stream)
         return stream
 
@@ -115,6 +125,22 @@ def open_stream(loop: StreamLoop, front_end: FrontEnd) -> Iterator[Open]:
 def texts(answer: bytes) -> list[str]:
     chunks = [json.loads(event) for event in re.findall(rb"data: (\{.*\})\n\n", answer)]
     return [choice["text"] for chunk in chunks for choice in chunk.get("choices", ())]
+
+
+def test_what_has_come_is_sent_before_the_streams_thread_has_a_turn(open_stream: Open, paris: list[int]) -> None:
+    resting = StreamLoop()
+    stream = open_stream(first_token=paris[0], into=resting)
+    assert texts(stream.read(b"\n\n")) == [" Paris"]
+    resting.start()
+    stream.say(2, "stop")
+    assert stream.read(b"0\r\n\r\n").count(b"text_completion") == 2, "the end and the usage"
+    assert stream.wait_for_end() is True
+
+
+def test_an_answer_that_has_come_whole_ends(open_stream: Open, paris: list[int]) -> None:
+    stream = open_stream(first_token=paris[0], first_is_last=True)
+    assert texts(stream.read(b"0\r\n\r\n")) == [" Paris"]
+    assert stream.wait_for_end() is True
 
 
 def test_tokens_become_chunks_as_they_come(open_stream: Open, paris: list[int]) -> None:
