@@ -96,7 +96,7 @@ class EngineCore:
         self._pace = pace
         self._load_meter = LoadMeter()
         self._leaves_waiting = False  # the last step had no room for all
-        self._collected_s = 0.0
+        self._collected_s, self._is_going_on = 0.0, False  # the latest result: when, and whether sequences ran on
         self._max_steps_in_flight = max_steps_in_flight
         self._clock = clock
         self._in_flight: deque[_StepInFlight] = deque()
@@ -183,9 +183,9 @@ class EngineCore:
         if num_tokens >= 16 * num_sequences > 0:
             self.scheduler.costs.observe_prefill(num_tokens, compute_s)
         if self._pace is not None:
-            begun_s = max(self._collected_s, step.submit_time_s - step.schedule_s)
-            self._pace.observe(num_tokens, num_sequences, done_time_s - begun_s)
-        self._collected_s = done_time_s
+            begun_s = self._collected_s if self._is_going_on else step.submit_time_s - step.schedule_s
+            self._pace.observe(num_tokens, num_sequences, done_time_s - begun_s)  # as streams wait for their tokens
+        self._collected_s, self._is_going_on = done_time_s, self.scheduler.num_running > 0
         self.metrics.on_step(num_tokens, step.schedule_s + compute_s + update_s, step.schedule_s + update_s)
         return outputs
 

@@ -28,7 +28,8 @@ _INFO = CoreInfo("simulated", "simulated", MAX_MODEL_LEN, 4096, 16, 0, 0, 0.0)
 class StepCosts:
     """Seconds of a step: fixed, per sequence, per prompt token; ``spread`` of a log-normal factor; rare stalls.
 
-    ``neighbour``: by what steps are slower in a second out of three, when somebody else is at work.
+    ``neighbour``: by what steps are slower in a second out of three, when somebody else is at work. ``between_s``: what
+    the engine's loop does between two steps.
     """
 
     fixed_s: float = 1.2e-3
@@ -38,6 +39,7 @@ class StepCosts:
     stall_share: float = 0.003
     stall_s: float = 0.015
     neighbour: float = 1.0
+    between_s: float = 0.0
 
 
 @dataclass
@@ -120,6 +122,7 @@ class SimulatedEngine:
             if self._core.has_work:
                 for output in self._core.step():
                     served[output.request_id].token_times_s.append(self._now_s)
+                self._now_s += self._costs.between_s
             elif next_s is not None:
                 self._now_s = next_s
         return list(served.values())

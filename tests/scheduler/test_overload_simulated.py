@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 import pytest
 from cupy_engine.bench.loops import quantile
 from simulated_engine import Served, SimulatedEngine, StepCosts
@@ -45,6 +47,12 @@ def test_nobody_is_refused_who_would_be_in_time() -> None:
     engine = SimulatedEngine(CPU, slo_ttft_s=0.3, slo_tpot_s=0.0032, seed=1)
     engine.run(45, SECONDS)
     assert engine.num_refused == 0
+
+
+def test_what_the_loop_does_between_steps_counts_for_the_pace() -> None:
+    engine = SimulatedEngine(StepCosts(between_s=1e-3), slo_ttft_s=0.3, slo_tpot_s=0.0032, seed=1)
+    served = engine.run(200, SECONDS)
+    assert 0.0024 < fmean(each.tpot_s for each in settled(served)) < 0.0032
 
 
 def test_a_pace_close_to_what_the_weights_take_leaves_room_for_many() -> None:
