@@ -119,9 +119,8 @@ def test_alerts_fire_when_they_should(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["", "secret"])
 def test_compose_gives_prometheus_the_key(tmp_path: Path, key: str) -> None:
     (script,) = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["prometheus"]["command"]
-    script = (
-        script.replace("$$", "$").replace("/etc/prometheus", str(ROOT / "prometheus")).replace("/tmp", str(tmp_path))
-    )
+    script = script.replace("$$", "$").replace("/tmp", str(tmp_path))  # first: the checkout may be in /tmp itself
+    script = script.replace("/etc/prometheus", str(ROOT / "prometheus"))
     script = re.sub(r"exec prometheus --config.file=(\S+).*", r"exec promtool check config \1", script)
     subprocess.run(["sh", "-ec", script], env={"API_KEY": key, "PATH": os.environ["PATH"]}, check=True, timeout=60)
     config = yaml.safe_load((tmp_path / "prometheus.yml").read_text())
