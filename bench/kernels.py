@@ -22,7 +22,7 @@ from cupy_engine.server.cli import main
 
 from cupy_engine.cuda_device import why_no_cuda
 from cupy_engine.errors import EngineError
-from cupy_engine.ops import _cuda_attention
+from cupy_engine.ops import _cuda_attention, _gated_gemm
 from cupy_engine.ops._gemm_tuning import fastest
 from cupy_engine.ops.kv_cache import copy_blocks
 
@@ -122,7 +122,8 @@ def run(arguments: argparse.Namespace) -> int:
     import cupy
 
     if arguments.no_hopper:
-        _cuda_attention.is_hopper = lambda: False  # type: ignore[assignment, attr-defined]
+        for module in (_cuda_attention, _gated_gemm):
+            module.is_hopper = lambda: False  # type: ignore[attr-defined]
     gpu = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
     header = {"gpu": gpu, "date": date.today().isoformat(), "cupy": cupy.__version__}
     results = measure(arguments.only)
