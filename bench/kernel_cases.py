@@ -16,6 +16,7 @@ from cupy_engine.ops import _gemm
 from cupy_engine.ops._cublaslt import Shape
 from cupy_engine.ops._gated_gemm import FusedProduct, can_fuse
 from cupy_engine.ops._gemm_tuning import fastest
+from cupy_engine.ops._skinny_gemm import skinny_products
 from cupy_engine.ops.activation import silu_and_mul
 from cupy_engine.ops.attention import paged_attention
 from cupy_engine.ops.embedding import embedding
@@ -166,16 +167,16 @@ def prefill_cases() -> Iterator[Case]:
 
 
 def product_cases() -> Iterator[Case]:
-    """The products of Llama-3-8B's layers: the best of cuBLASLt, and gemv.cu for a few rows."""
+    """The products of Llama-3-8B's layers: the best of cuBLASLt, and our own kernels for few rows."""
     for n, k in ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)):
         weights = [random(n, k) for _ in sets_for(2 * n * k)]
-        for m in (1, 2, 4, 16, 64, 256, 2048):
+        for m in (1, 2, 4, 16, 32, 64, 128, 256, 2048):
             x, out = random(m, k), random(m, n)
             shape = product_shape(x, weights[0], out)
             products = _gemm.candidates(shape)
-            library = fastest(shape, weights, [product for product in products if product.name != "gemv"])
-            for product in [library, *(product for product in products if product.name == "gemv")]:
-                name = "gemv" if product.name == "gemv" else "cublaslt"
+            own = [product for product in products if product.name.startswith(("gemv", "skinny"))]
+            library = fastest(shape, weights, [product for product in products if product not in own])
+            for name, product in [("cublaslt", library), *((product.name, product) for product in own)]:
                 launches: list[Launch] = [partial(product.run, x, weight, None, out) for weight in weights]
                 num_bytes, num_flops = 2.0 * (n * k + m * k + m * n), 2.0 * m * n * k if m >= 512 else 0.0
                 yield Case(name, f"{m} x {n} x {k}", launches, num_bytes, num_flops)
@@ -185,7 +186,7 @@ def gated_cases() -> Iterator[Case]:
     """Gates and ups of Llama-3-8B's MLP: cuBLASLt's best with and without the activation, and all in one kernel."""
     inter, k = 14336, 4096
     weights = [random(2 * inter, k) for _ in sets_for(4 * inter * k)]
-    for m in (64, 256, 512, 1024, 2048, 4096, 8192):
+    for m in (1, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192):
         x, gate_up, out = random(m, k), random(m, 2 * inter), random(m, inter)
         shape = product_shape(x, weights[0], gate_up)
         library, fused = fastest(shape, weights), FusedProduct("Silu")
@@ -194,6 +195,8 @@ def gated_cases() -> Iterator[Case]:
             "cublaslt, silu_and_mul": [partial(_run_apart, library, x, weight, gate_up, out) for weight in weights],
             "gemm_gated": [partial(fused.run, x, weight, None, out) for weight in weights] if can_fuse(shape) else [],
         }
+        for way in skinny_products(shape, "Silu"):
+            runs[way.name] = [partial(way.run, x, weight, None, out) for weight in weights]
         for name, launches in runs.items():
             if launches:
                 yield Case(name, f"{m} x 2 x {inter} x {k}", launches, num_flops=4.0 * m * inter * k)

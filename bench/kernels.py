@@ -22,7 +22,7 @@ from cupy_engine.server.cli import main
 
 from cupy_engine.cuda_device import why_no_cuda
 from cupy_engine.errors import EngineError
-from cupy_engine.ops import _cuda_attention, _gated_gemm
+from cupy_engine.ops import _cuda_attention, _gated_gemm, _skinny_gemm
 from cupy_engine.ops._gemm_tuning import fastest
 from cupy_engine.ops.kv_cache import copy_blocks
 
@@ -122,7 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
     import cupy
 
     if arguments.no_hopper:
-        for module in (_cuda_attention, _gated_gemm):
+        for module in (_cuda_attention, _gated_gemm, _skinny_gemm):
             module.is_hopper = lambda: False  # type: ignore[attr-defined]
     gpu = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
     header = {"gpu": gpu, "date": date.today().isoformat(), "cupy": cupy.__version__}

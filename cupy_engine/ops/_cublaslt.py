@@ -42,9 +42,12 @@ class Algorithm(ctypes.Structure):
         return bytes(self).hex()
 
     @classmethod
-    def from_hex(cls, text: str) -> Algorithm:
-        """Raises ValueError if ``text`` is not 64 bytes in hexadecimal."""
-        return cls.from_buffer_copy(bytes.fromhex(text))
+    def from_hex(cls, text: str) -> Algorithm | None:
+        """``None`` if ``text`` is not 64 bytes in hexadecimal."""
+        try:
+            return cls.from_buffer_copy(bytes.fromhex(text))
+        except ValueError:
+            return None
 
 
 class _HeuristicResult(ctypes.Structure):

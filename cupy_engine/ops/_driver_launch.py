@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 _CONFIG = struct.Struct("7IPPI")  # CUlaunchConfig: grid, block, shared bytes, stream, attributes and their number
-_ATTRIBUTE = struct.Struct("I4xi60x")  # CUlaunchAttribute
-_PROGRAMMATIC_STREAM_SERIALIZATION = 6
+_ATTRIBUTE = struct.Struct("I4x3I52x")  # CUlaunchAttribute
+_CLUSTER_DIMENSION, _PROGRAMMATIC_STREAM_SERIALIZATION = 4, 6  # CUlaunchAttributeID
 _ARGUMENTS, _ARGUMENTS_SIZE, _END = 1, 2, 0  # CU_LAUNCH_PARAM_*
 _MAX_ARGUMENTS_BYTES = 4096
 
@@ -23,6 +23,7 @@ def launch(
     shared_bytes: int,
     arguments: bytes,
     offsets: Sequence[int] = (),
+    cluster: int = 1,
 ) -> None:
     """Launch a kernel on the current stream.
 
@@ -31,6 +32,7 @@ def launch(
         arguments: packed as a C struct.
         offsets: where in ``arguments`` each begins. To be given if one is aligned to more than 16 bytes: then the
             driver has a layout of its own.
+        cluster: blocks of a cluster, along the grid's first size; beyond 1 for Hopper and later.
 
     Raises:
         cupy.cuda.driver.CUDADriverError: the driver refuses.
@@ -40,7 +42,10 @@ def launch(
     frame, stream = _frame, cupy.cuda.get_current_stream().ptr
     frame.arguments[: len(arguments)] = arguments
     frame.size.value = len(arguments)
-    _CONFIG.pack_into(frame.config, 0, *grid, block, 1, 1, shared_bytes, stream, frame.attribute_at, _num_attributes())
+    num_attributes = _num_attributes() + (cluster > 1)
+    if cluster > 1:
+        _ATTRIBUTE.pack_into(frame.attributes, _ATTRIBUTE.size, _CLUSTER_DIMENSION, cluster, 1, 1)
+    _CONFIG.pack_into(frame.config, 0, *grid, block, 1, 1, shared_bytes, stream, frame.attributes_at, num_attributes)
     one_by_one = frame.pointers(offsets) if offsets else None
     status = _launch_function()(frame.config_at, function, one_by_one, None if offsets else frame.extra_at)
     if status:
@@ -51,7 +56,8 @@ class _Frame(threading.local):
     """What the driver reads during a call, one per thread."""
 
     def __init__(self) -> None:
-        attribute = ctypes.create_string_buffer(_ATTRIBUTE.pack(_PROGRAMMATIC_STREAM_SERIALIZATION, 1))
+        self.attributes = ctypes.create_string_buffer(2 * _ATTRIBUTE.size)
+        _ATTRIBUTE.pack_into(self.attributes, 0, _PROGRAMMATIC_STREAM_SERIALIZATION, 1, 0, 0)
         arguments = ctypes.create_string_buffer(_MAX_ARGUMENTS_BYTES)
         self.config = ctypes.create_string_buffer(_CONFIG.size)
         self.arguments = memoryview(arguments).cast("B")
@@ -59,9 +65,9 @@ class _Frame(threading.local):
         addresses = (_ARGUMENTS, ctypes.addressof(arguments), _ARGUMENTS_SIZE, ctypes.addressof(self.size), _END)
         extra = (ctypes.c_void_p * len(addresses))(*addresses)
         self.config_at, self.extra_at = ctypes.addressof(self.config), ctypes.addressof(extra)
-        self.attribute_at = ctypes.addressof(attribute)
+        self.attributes_at = ctypes.addressof(self.attributes)
         self._arguments_at = ctypes.addressof(arguments)
-        self._kept = (attribute, extra)
+        self._kept = extra
 
     def pointers(self, offsets: Sequence[int]) -> Any:
         return (ctypes.c_void_p * len(offsets))(*(self._arguments_at + offset for offset in offsets))

@@ -1,8 +1,9 @@
 """The first half of a gated MLP on the GPU: ``out[m, i] = f(x[m] · weight[i]) * (x[m] · weight[inter + i])``.
 
-Either one kernel does all of it (``gemm_gated_sm90.cu``), or a product of :mod:`._gemm` leaves gates and ups in
-memory for an activation kernel. Which, is looked up in the table that :mod:`._gemm_tuning` fills by timing; shapes that
-were never timed take two kernels. Everything here can be captured in a CUDA graph once it has run outside.
+Either one kernel does all of it (``gemm_gated_sm90.cu``, for few rows ``gemm_skinny_sm90.cu``), or a product of
+:mod:`._gemm` leaves gates and ups in memory for an activation kernel. Which, is looked up in the table that
+:mod:`._gemm_tuning` fills by timing; shapes that were never timed take two kernels. Everything here can be captured in
+a CUDA graph once it has run outside.
 """
 
 from __future__ import annotations
@@ -17,11 +18,20 @@ from cupy_engine.ops import _gemm, _gemm_table
 from cupy_engine.ops._cublaslt import Shape
 from cupy_engine.ops._cuda_activation import activate_and_mul
 from cupy_engine.ops._instantiations import GATED_SM90_BLOCK, GATED_SM90_SHARED_BYTES, HALF_TYPES
-from cupy_engine.ops._launch import TYPE_NAMES, empty, is_hopper, launch_with_maps, num_multiprocessors, type_name
+from cupy_engine.ops._launch import (
+    TYPE_NAMES,
+    as_dtype,
+    empty,
+    is_hopper,
+    launch_with_maps,
+    num_multiprocessors,
+    type_name,
+)
+from cupy_engine.ops._skinny_gemm import skinny_product, skinny_products
 from cupy_engine.ops._tensor_map import PANEL_COLUMNS, tensor_map
 
 FUSED, APART = "fused", "apart"
-_FEWEST_ROWS = 64  # for which one kernel is worth timing
+_FEWEST_ROWS = 64  # for which gemm_gated_sm90.cu is worth timing
 _BLOCKS, _ROWS, _COLUMNS, _GROUP_ROWS = 2, 128, 128, 64  # as in the kernel
 _VECTOR = 8  # elements of 16 bytes
 
@@ -52,8 +62,10 @@ def _product(
     m: int, n: int, k: int, stride: int, dtype: np.dtype[Any], has_bias: bool, is_aligned: bool, functor: str
 ) -> _gemm.Product:
     shape = Shape(m, n, k, stride, dtype.name, dtype.name, has_bias)
-    is_fused = is_aligned and can_fuse(shape) and _gemm_table.table().get(shape, functor) == FUSED
-    return FusedProduct(functor) if is_fused else _ApartProduct(functor)
+    known = _gemm_table.table().get(shape, functor) if is_aligned else None
+    if known == FUSED and can_fuse(shape):
+        return FusedProduct(functor)
+    return skinny_product(known, shape, functor) or _ApartProduct(functor)
 
 
 def forget_products() -> None:
@@ -63,19 +75,19 @@ def forget_products() -> None:
 
 def candidates(shape: Shape, functor: str) -> list[_gemm.Product]:
     """Ways that are worth timing: a single one needs none."""
-    is_worth_it = shape.m >= _FEWEST_ROWS and can_fuse(shape)
-    return [_ApartProduct(functor), *([FusedProduct(functor)] if is_worth_it else [])]
+    fused = [FusedProduct(functor)] if shape.m >= _FEWEST_ROWS and can_fuse(shape) else []
+    return [_ApartProduct(functor), *fused, *skinny_products(shape, functor)]
 
 
 def can_fuse(shape: Shape) -> bool:
     """Whether the one kernel computes it, for arrays aligned to 16 bytes."""
     has_vectors = all(length % _VECTOR == 0 for length in (shape.k, shape.stride, shape.n // 2))
-    is_half = TYPE_NAMES.get(_gemm.as_dtype(shape.dtype)) in HALF_TYPES
+    is_half = TYPE_NAMES.get(as_dtype(shape.dtype)) in HALF_TYPES
     return is_hopper() and is_half and has_vectors and not shape.has_bias
 
 
 class FusedProduct:
-    """All in one kernel."""
+    """All in one kernel for many rows."""
 
     name = FUSED
 

@@ -1,8 +1,9 @@
 """Dense matrix products on the GPU: ``out[m, n] = x[m, k] @ weight[n, k].T (+ bias)``.
 
-cuBLASLt computes them, or for a few rows the kernel ``gemv.cu``. Which one, and with which algorithm, is looked up in a
-table that :mod:`cupy_engine.ops._gemm_tuning` fills by timing; shapes that were never timed take the library's first
-suggestion. Everything here can be captured in a CUDA graph once it has run outside.
+cuBLASLt computes them, or for few rows the kernels ``gemv.cu`` and, on Hopper, ``gemm_skinny_sm90.cu``. Which one, and
+with which algorithm, is looked up in a table that :mod:`cupy_engine.ops._gemm_tuning` fills by timing; shapes that were
+never timed take the library's first suggestion. Everything here can be captured in a CUDA graph once it has run
+outside.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from cupy_engine.device import Array
 from cupy_engine.ops import _gemm_table
 from cupy_engine.ops._cublaslt import Algorithm, Matmul, Shape
 from cupy_engine.ops._instantiations import GEMV_ROWS_PER_WARP, GEMV_UNROLL, GEMV_WARPS, vector_widths
-from cupy_engine.ops._launch import BFLOAT16, TYPE_NAMES, Launch, address, check_contiguous, empty
+from cupy_engine.ops._launch import TYPE_NAMES, Launch, address, as_dtype, check_contiguous, empty
+from cupy_engine.ops._skinny_gemm import skinny_product, skinny_products
 
 _WORKSPACE_BYTES = 32 << 20
 _ALIGNMENT = 16  # bytes; every fast algorithm is content with it
@@ -74,11 +76,12 @@ def product(shape: Shape, alignment: int) -> Product:
     known = _gemm_table.table().get(shape) if alignment == _ALIGNMENT else None
     if known == _GEMV and _gemv_computes(shape):
         return _GemvProduct(shape)
+    if (skinny := skinny_product(known, shape)) is not None:
+        return skinny
     descriptors = Matmul(shape)
-    if known is not None and known != _GEMV:
-        algorithm = Algorithm.from_hex(known)
-        if descriptors.accepts(algorithm, _WORKSPACE_BYTES):
-            return _LtProduct(descriptors, algorithm)
+    algorithm = Algorithm.from_hex(known) if known is not None else None
+    if algorithm is not None and descriptors.accepts(algorithm, _WORKSPACE_BYTES):
+        return _LtProduct(descriptors, algorithm)
     return _LtProduct(descriptors, descriptors.heuristics(1, _WORKSPACE_BYTES, alignment)[0])
 
 
@@ -92,7 +95,8 @@ def candidates(shape: Shape) -> list[Product]:
     descriptors = Matmul(shape)
     algorithms = descriptors.heuristics(_NUM_CANDIDATES, _WORKSPACE_BYTES, _ALIGNMENT)
     products: list[Product] = [_LtProduct(descriptors, algorithm) for algorithm in algorithms]
-    return [*products, _GemvProduct(shape)] if _gemv_computes(shape) else products
+    own_products = [_GemvProduct(shape)] if _gemv_computes(shape) else []
+    return [*products, *own_products, *skinny_products(shape)]
 
 
 class _LtProduct:
@@ -127,12 +131,6 @@ class _GemvProduct:
 
 def _type(dtype: str) -> str:
     return TYPE_NAMES[as_dtype(dtype)]
-
-
-def as_dtype(name: str) -> np.dtype[Any]:
-    """By name, which NumPy alone does not know of bfloat16."""
-    dtype: np.dtype[Any] = BFLOAT16 if name == "bfloat16" else np.dtype(name)
-    return dtype
 
 
 def _gemv_computes(shape: Shape) -> bool:

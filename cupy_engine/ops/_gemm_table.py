@@ -1,6 +1,7 @@
 """Which way of computing a matrix product is fastest on this GPU: found by timing, kept on disk between runs.
 
-The file is JSON, one per GPU model and cuBLASLt version: ``{"16 4096 14336 bfloat16 bfloat16 0": "<algorithm>"}``.
+The file is JSON, one per GPU model, cuBLASLt version and generation of this package's own ways:
+``{"16 4096 14336 bfloat16 bfloat16 0": "<algorithm>"}``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from cupy_engine.cache_folder import cache_folder
 from cupy_engine.ops import _cublaslt
 from cupy_engine.ops._cublaslt import Shape
 
-_NAME = re.compile(r"gemv|fused|apart|[0-9a-f]{128}")
+_GENERATION = 2  # of ways to compute; with another number, all shapes are timed anew
+_NAME = re.compile(r"gemv|skinny[1248]|fused|apart|[0-9a-f]{128}")
 
 _log = logging.getLogger(__name__)
 
@@ -86,4 +88,4 @@ def table() -> GemmTable:
 
     properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
     gpu = re.sub(r"\W+", "-", properties["name"].decode())
-    return GemmTable(cache_folder() / "gemm" / f"{gpu}-cublaslt-{_cublaslt.version()}.json")
+    return GemmTable(cache_folder() / "gemm" / f"{gpu}-cublaslt-{_cublaslt.version()}-{_GENERATION}.json")

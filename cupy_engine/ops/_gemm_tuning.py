@@ -12,7 +12,7 @@ from cupy_engine.device import Array
 from cupy_engine.ops import _gated_gemm, _gemm
 from cupy_engine.ops._cublaslt import CublasLtError, Shape
 from cupy_engine.ops._gemm_table import row_bucket, table
-from cupy_engine.ops._launch import empty
+from cupy_engine.ops._launch import as_dtype, empty
 
 _NUM_ROUNDS = 3
 
@@ -71,7 +71,7 @@ class _Stopwatch:
         self._weights = weights
         # Not zeros: the GPU clocks higher on them.
         self._x = cupy.asarray(rng.standard_normal((shape.m, shape.k), dtype=np.float32).astype(weights[0].dtype))
-        self._out = empty((shape.m, num_columns), _gemm.as_dtype(shape.out_dtype))
+        self._out = empty((shape.m, num_columns), as_dtype(shape.out_dtype))
         self._bias = empty((shape.n,), self._out.dtype) if shape.has_bias else None
         current = cupy.cuda.get_current_stream()  # products keep scratch memory for every stream they have run on
         self._stream = current if current.ptr else cupy.cuda.Stream(non_blocking=True)

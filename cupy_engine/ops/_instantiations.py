@@ -102,6 +102,20 @@ def sm90_prefill_shared_bytes(head_dim: int) -> int:
 GATED_SM90_BLOCK = 384
 GATED_SM90_SHARED_BYTES = 4 * (128 + 2 * 128) * 128 + 128 * 128 * 2 + 1024  # SHARED_BYTES of ``gemm_gated_sm90.cu``
 
+SKINNY_SM90_BLOCK = 288
+SKINNY_SM90_TOKENS = (8, 16, 32, 64, 128)  # rows of x that a kernel makes room for
+
+
+def skinny_sm90_expression(type_name: str, out_type: str, tokens: int, functor: str) -> str:
+    return f"gemm_skinny_sm90<{type_name}, {out_type}, {tokens}, {functor}>"
+
+
+def skinny_sm90_shared_bytes(tokens: int) -> int:
+    """Dynamic shared memory: as many stages of weights and x as fit, and room to begin at a multiple of 1024 bytes."""
+    stage_bytes = (128 + tokens) * 128
+    return (112 << 10) // stage_bytes * stage_bytes + 1024
+
+
 INSTANTIATIONS: dict[str, tuple[str, ...]] = {
     "norm.cu": tuple(
         f"norm<{t}, {width}, {items}, {add}, {center}>"
@@ -145,11 +159,18 @@ INSTANTIATIONS: dict[str, tuple[str, ...]] = {
         for out in dict.fromkeys((t, "float"))
     ),
     "gemm_gated_sm90.cu": tuple(f"gemm_gated_sm90<{t}, {f}>" for t in HALF_TYPES for f in GATED_ACTIVATIONS),
+    "gemm_skinny_sm90.cu": tuple(
+        skinny_sm90_expression(t, out, tokens, f)
+        for t in HALF_TYPES
+        for tokens in SKINNY_SM90_TOKENS
+        for out, f in ((t, "Plain"), ("float", "Plain"), *((t, f) for f in GATED_ACTIVATIONS))
+    ),
     "rope.cu": tuple(f"rope_and_write_kv<{t}, {width}>" for t, width in _TYPE_WIDTHS),
 }
 
 # Files that need one architecture's own instructions; all others are for every architecture.
-ARCHITECTURES_OF = {"attention_prefill_sm90.cu": ("sm_90a",), "gemm_gated_sm90.cu": ("sm_90a",)}
+_SM90_FILES = ("attention_prefill_sm90.cu", "gemm_gated_sm90.cu", "gemm_skinny_sm90.cu")
+ARCHITECTURES_OF = dict.fromkeys(_SM90_FILES, ("sm_90a",))
 
 # Spilled registers cost memory traffic: a few bytes are harmless, and the prefill kernel of head size 128 keeps some
 # addresses in local memory, read once per 64 keys.

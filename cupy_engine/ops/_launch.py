@@ -33,6 +33,12 @@ def type_name(array: Array) -> str:
         raise TypeError(f"no kernels for {array.dtype}; there are some for {known}") from None
 
 
+def as_dtype(name: str) -> np.dtype[Any]:
+    """By name, which NumPy alone does not know of bfloat16."""
+    dtype: np.dtype[Any] = BFLOAT16 if name == "bfloat16" else np.dtype(name)
+    return dtype
+
+
 def empty(shape: tuple[int, ...], dtype: Any) -> Array:
     """An uninitialized array on the current GPU, from CuPy's memory pool."""
     import cupy
@@ -119,18 +125,27 @@ def launch(
 
 
 def launch_with_maps(
-    file: str, expression: str, grid: tuple[int, ...], block: int, *arguments: Any, shared_bytes: int = 0
+    file: str,
+    expression: str,
+    grid: tuple[int, ...],
+    block: int,
+    *arguments: Any,
+    shared_bytes: int = 0,
+    cluster: int = 1,
 ) -> None:
-    """As :func:`launch`, for arguments among which are tensor maps: see :mod:`._tensor_map`."""
+    """As :func:`launch`, for arguments among which are tensor maps: see :mod:`._tensor_map`.
+
+    ``cluster``: blocks of a cluster, along the grid's first size.
+    """
     function = _function(file, expression, shared_bytes)
-    _driver_launch.launch(function, _three(grid), block, shared_bytes, *_pack(*arguments))
+    _driver_launch.launch(function, _three(grid), block, shared_bytes, *_pack(*arguments), cluster)
 
 
 def pack(*arguments: Any) -> bytes:
     """Kernel parameters as the C struct of them.
 
-    Arrays on the device travel as addresses, integers as int32, floats as float32, and NumPy's scalars and structured
-    arrays as they are.
+    Arrays on the device travel as addresses, ``None`` as the null pointer, integers as int32, floats as float32, and
+    NumPy's scalars and structured arrays as they are.
     """
     return _pack(*arguments)[0]
 
@@ -158,7 +173,7 @@ def _pack_one(argument: Any) -> tuple[bytes, int]:
         return argument.tobytes(), 8
     if isinstance(argument, bytes):  # a tensor map
         return argument, 8
-    return struct.pack("P", argument.data.ptr), 8
+    return struct.pack("P", 0 if argument is None else argument.data.ptr), 8
 
 
 @functools.cache

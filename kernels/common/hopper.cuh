@@ -46,9 +46,12 @@ __device__ __forceinline__ void finish_before_wait(float result) {
 }
 
 #define D4(n) "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])
-#define D32(n) D4(n), D4(n + 1), D4(n + 2), D4(n + 3), D4(n + 4), D4(n + 5), D4(n + 6), D4(n + 7)
-#define LIST32 \
-    "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define D16(n) D4(n), D4(n + 1), D4(n + 2), D4(n + 3)
+#define D32(n) D16(n), D16(n + 4)
+#define LIST4 "%0,%1,%2,%3"
+#define LIST8 LIST4 ",%4,%5,%6,%7"
+#define LIST16 LIST8 ",%8,%9,%10,%11,%12,%13,%14,%15"
+#define LIST32 LIST16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 #define LIST64 \
     LIST32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57," \
            "%58,%59,%60,%61,%62,%63"
@@ -80,9 +83,18 @@ __device__ __forceinline__ void wgmma(float (&d)[TILES][4], uint64 a, uint64 b, 
 template <typename T, int TILES>
 __device__ __forceinline__ void wgmma_transposed(float (&d)[TILES][4], const uint32 (&a)[4], uint64 b);
 
+#define D_OF_8 D4(0)
+#define D_OF_16 D4(0), D4(1)
+#define D_OF_32 D16(0)
 #define D_OF_64 D32(0)
 #define D_OF_128 D32(0), D32(8)
 #define D_OF_256 D32(0), D32(8), D32(16), D32(24)
+WGMMA_SHARED(bf16, 8, "bf16.bf16", LIST4, D_OF_8, "%4", "%5", "%6")
+WGMMA_SHARED(fp16, 8, "f16.f16", LIST4, D_OF_8, "%4", "%5", "%6")
+WGMMA_SHARED(bf16, 16, "bf16.bf16", LIST8, D_OF_16, "%8", "%9", "%10")
+WGMMA_SHARED(fp16, 16, "f16.f16", LIST8, D_OF_16, "%8", "%9", "%10")
+WGMMA_SHARED(bf16, 32, "bf16.bf16", LIST16, D_OF_32, "%16", "%17", "%18")
+WGMMA_SHARED(fp16, 32, "f16.f16", LIST16, D_OF_32, "%16", "%17", "%18")
 WGMMA_SHARED(bf16, 64, "bf16.bf16", LIST32, D_OF_64, "%32", "%33", "%34")
 WGMMA_SHARED(fp16, 64, "f16.f16", LIST32, D_OF_64, "%32", "%33", "%34")
 WGMMA_SHARED(bf16, 128, "bf16.bf16", LIST64, D_OF_128, "%64", "%65", "%66")

@@ -24,6 +24,13 @@ __device__ __forceinline__ void copy_box(uint32 to, const TensorMap& map, int co
                  ::"r"(to), "l"(&map), "r"(column), "r"(row), "r"(barrier) : "memory");
 }
 
+/* The same of a box in four dimensions, from the innermost to the outermost. */
+__device__ __forceinline__ void copy_box(uint32 to, const TensorMap& map, int a, int b, int c, int d, uint32 barrier) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+                 " [%0], [%1, {%2, %3, %4, %5}], [%6];"
+                 ::"r"(to), "l"(&map), "r"(a), "r"(b), "r"(c), "r"(d), "r"(barrier) : "memory");
+}
+
 /* Starts copying the box at (column, row, plane) to the same place in several blocks of the cluster, and signals the same
    barrier in each of them. blocks: a bit for each. */
 __device__ __forceinline__ void copy_box_to_blocks(uint32 to, const TensorMap& map, int column, int row, int plane,
@@ -56,6 +63,11 @@ __device__ __forceinline__ void cluster_sync() {
     asm volatile("barrier.cluster.arrive.release; barrier.cluster.wait.acquire;" ::: "memory");
 }
 
+/* The same for execution alone, without a fence, which would wait for all of the threads' memory traffic. */
+__device__ __forceinline__ void cluster_sync_relaxed() {
+    asm volatile("barrier.cluster.arrive.relaxed; barrier.cluster.wait;" ::: "memory");
+}
+
 /* Makes initialized barriers known to copies and to the cluster's other blocks; cluster_sync comes next. */
 __device__ __forceinline__ void fence_barriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 
@@ -65,4 +77,12 @@ __device__ __forceinline__ void barrier_arrive_at(uint32 barrier, int rank) {
     asm volatile("{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1;"
                  " mbarrier.arrive.shared::cluster.b64 _, [there]; }"
                  ::"r"(barrier), "r"(rank) : "memory");
+}
+
+/* Sends four floats to this address in a block of the cluster, whose barrier at the other address awaits their bytes. */
+__device__ __forceinline__ void send_to_block(uint32 address, const float (&values)[4], uint32 barrier, int rank) {
+    asm volatile("{ .reg .b32 there, signal; mapa.shared::cluster.u32 there, %0, %6; mapa.shared::cluster.u32 signal, %5, %6;"
+                 " st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [there], {%1,%2,%3,%4}, [signal]; }"
+                 ::"r"(address), "f"(values[0]), "f"(values[1]), "f"(values[2]), "f"(values[3]), "r"(barrier), "r"(rank)
+                 : "memory");
 }

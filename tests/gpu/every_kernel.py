@@ -21,6 +21,7 @@ from cupy_engine.ops._cublaslt import Shape
 from cupy_engine.ops._gated_gemm import FusedProduct
 from cupy_engine.ops._instantiations import DECODE_LAYOUTS, INSTANTIATIONS, PREFILL_LAYOUTS
 from cupy_engine.ops._launch import is_hopper
+from cupy_engine.ops._skinny_gemm import SkinnyProduct
 from cupy_engine.ops.attention import paged_attention
 from cupy_engine.ops.embedding import embedding
 from cupy_engine.ops.kv_cache import copy_blocks
@@ -80,7 +81,7 @@ def attend(problem: Problem, **options: Any) -> None:
 
 
 def products(dtype: str) -> None:
-    """The kernel for a few rows, and for gates and ups of more tiles than run at once; the rest is the library's."""
+    """The kernels for few rows, and for gates and ups of more tiles than run at once; the rest is the library's."""
     weight = to_gpu(random(rng, (72, 128), DTYPES[dtype]))
     name = np.dtype(DTYPES[dtype]).name
     for num_rows in (1, 2, 3, 4):
@@ -91,6 +92,11 @@ def products(dtype: str) -> None:
         for num_rows, inter, depth in ((5, 72, 40), (700, 3000, 136)):
             x, weight = (to_gpu(random(rng, shape, DTYPES[dtype])) for shape in ((num_rows, depth), (2 * inter, depth)))
             FusedProduct("Silu").run(x, weight, None, poisoned((num_rows, inter), DTYPES[dtype]))
+        for num_rows, columns, depth, parts in ((3, 264, 72, 1), (40, 136, 1032, 4), (100, 1000, 2048, 8)):
+            x, weight = (to_gpu(random(rng, (rows, depth), DTYPES[dtype])) for rows in (num_rows, 2 * columns))
+            shape = Shape(num_rows, 2 * columns, depth, depth, name, name, False)
+            SkinnyProduct(shape, parts).run(x, weight, None, poisoned((num_rows, 2 * columns), DTYPES[dtype]))
+            SkinnyProduct(shape, parts, "Silu").run(x, weight, None, poisoned((num_rows, columns), DTYPES[dtype]))
 
 
 def sampling(dtype: str) -> None:
