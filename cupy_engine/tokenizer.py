@@ -38,6 +38,7 @@ class Tokenizer:
     def __init__(self, backend: tokenizers.Tokenizer, special_tokens: Mapping[str, str] = MappingProxyType({})) -> None:
         backend.no_truncation()
         backend.no_padding()
+        _forgo_cache(backend)
         self._backend = backend
         self._bytes = TokenBytes(backend)
         added = backend.get_added_tokens_decoder()
@@ -88,6 +89,13 @@ class Tokenizer:
     def _id_of(self, token: str | None) -> int | None:
         token_id: int | None = None if token is None else self._backend.token_to_id(token)
         return token_id
+
+
+def _forgo_cache(backend: tokenizers.Tokenizer) -> None:
+    """Have the library keep no words: each thread would keep 10,000 of its own, and a client can make those 80 MB."""
+    resize = getattr(backend.model, "_resize_cache", None)  # of models that merge or search
+    if resize is not None:
+        resize(0)
 
 
 def load_tokenizer(files: ModelFiles) -> Tokenizer | None:

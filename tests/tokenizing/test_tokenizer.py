@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
+import resource
+import string
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -139,6 +142,17 @@ def test_many_threads(smollm2: Tokenizer) -> None:
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_long_words_are_not_kept(smollm2: Tokenizer) -> None:
+    chance, start_bytes = random.Random(0), resident_bytes()
+    for _ in range(30):
+        smollm2.encode(" ".join("".join(chance.choices(string.ascii_lowercase, k=240)) for _ in range(100)))
+    assert resident_bytes() - start_bytes < 8 << 20
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 class TestFolder:
