@@ -36,7 +36,7 @@ class Drain:
             self._open.add(mailbox)
             is_over = self._is_over
         if is_over:
-            mailbox.put(_no_more_time())
+            mailbox.put(no_more_time)
 
     def leave(self, mailbox: Mailbox) -> None:
         with self._lock:
@@ -48,7 +48,7 @@ class Drain:
             self._is_over = True
             mailboxes = list(self._open)
         for mailbox in mailboxes:
-            mailbox.put(_no_more_time())
+            mailbox.put(no_more_time)
         return len(mailboxes)
 
 
@@ -77,5 +77,5 @@ def _end_after(begin: int, limit_s: float, drain: Drain) -> None:
         logger.warning("%d requests did not finish within %g s, and were ended", num_ended, limit_s)
 
 
-def _no_more_time() -> EngineDeadError:
+def no_more_time() -> EngineDeadError:
     return EngineDeadError("the server is shutting down")

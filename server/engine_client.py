@@ -12,6 +12,7 @@ import queue
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -292,4 +293,4 @@ class EngineClient:
             if mailbox := self._mailboxes.pop(request_id, None):
                 lost[mailbox].append(request_id)
         for mailbox, ids in lost.items():
-            mailbox.put(EngineLostError(ids))
+            mailbox.put(partial(EngineLostError, ids))

@@ -108,7 +108,7 @@ class Generation:
             raise
         service.drain.enter(self._mailbox)
         if connection is not None:
-            service.watcher.watch(connection, lambda: self._mailbox.put(ClientGoneError()))
+            service.watcher.watch(connection, lambda: self._mailbox.put(ClientGoneError))
 
     @property
     def finished(self) -> bool:
@@ -134,16 +134,12 @@ class Generation:
             while True:
                 deltas += self.take(self._mailbox.get_nowait())
         except queue.Empty:
-            return self.take(late_error()) if self.is_late and not deltas else deltas
+            return self.take(late_error) if self.is_late and not deltas else deltas
 
     def take(self, mail: Mail) -> list[PromptDelta]:
         """What a piece of mail says; raises as :meth:`receive` does."""
         try:
-            if isinstance(mail, EngineLostError) and self._replay(mail):
-                return []
-            if isinstance(mail, Exception):
-                raise mail
-            deltas = [delta for output in mail for delta in self._collect(output)]
+            deltas = self._read(mail)
         except Exception as error:
             self._failure = type(error)
             raise
@@ -190,6 +186,16 @@ class Generation:
         if live:
             self._service.client.abort(live)
         self._report()
+
+    def _read(self, mail: Mail) -> list[PromptDelta]:
+        if not callable(mail):
+            return [delta for output in mail for delta in self._collect(output)]
+        try:
+            raise mail()
+        except EngineLostError as lost:
+            if self._replay(lost):
+                return []
+            raise
 
     def _replay(self, lost: EngineLostError) -> bool:
         """Begin anew what an engine has left unfinished; whether all of it can be."""

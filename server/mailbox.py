@@ -8,7 +8,10 @@ from collections.abc import Callable
 
 from cupy_engine.messages import SequenceOutput
 
-Mail = list[SequenceOutput] | Exception
+# Makes the exception where it is raised. As mail it would be held by frames of its own traceback, and with them all of
+# its request would wait for the garbage collector.
+Failure = Callable[[], Exception]
+Mail = list[SequenceOutput] | Failure
 
 
 class Mailbox:
@@ -26,7 +29,7 @@ class Mailbox:
                 self._receiver(mail)
             elif self._held is None:
                 self._arrived.put(mail)
-            elif isinstance(mail, Exception):
+            elif callable(mail):
                 self._arrived.put(self._held)
                 self._arrived.put(mail)
                 self._held = []
@@ -52,13 +55,16 @@ class Mailbox:
     def redirect(self, receiver: Callable[[Mail], None]) -> None:
         """Hand what has come, and all that will, to ``receiver``: a quick function, called on the I/O thread."""
         with self._lock:
+            if self.is_closed:
+                return
             while not self._arrived.empty():
                 receiver(self._arrived.get_nowait())
             self._receiver = receiver
 
     def close(self) -> None:
         """Drop what still comes."""
-        self._receiver = _drop
+        with self._lock:
+            self._receiver = _drop
 
     @property
     def is_closed(self) -> bool:

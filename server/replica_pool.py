@@ -201,7 +201,7 @@ class ReplicaPool:
                 if mailbox.is_closed:  # while it was neither parked nor placed
                     self.abort([request.request_id for request in requests])
             else:
-                mailbox.put(EngineDeadError("no engine is left to compute this request"))
+                mailbox.put(lambda: EngineDeadError("no engine is left to compute this request"))
 
     def _pooled(self, status: ReplicaStatus, known: PooledReplica | None) -> PooledReplica:
         if known is not None:

@@ -43,21 +43,21 @@ class StreamWriter:
         self._on_end = on_end
         self._deltas: list[PromptDelta] = stream.take_first()
         self._unsent = memoryview(b"")
-        self._error: Exception | None = None
+        self._error_event = b""
         self._has_said_all = False
         self._is_reusable = False
         self._active_s = time.monotonic()
 
     def take(self, mail: Mail) -> None:
         """What the engine, or the client's watcher, has to say."""
-        if self.is_over or self._has_said_all or self._error is not None:
+        if self.is_over or self._has_said_all or self._error_event:
             return
         try:
             self._deltas += self._stream.generation.take(mail)
         except ClientGoneError:
             self._end()
         except Exception as error:
-            self._error = error
+            self._error_event = error_event(error)
 
     def tick(self, now_s: float) -> None:
         """What time brings: a comment for a client that waits, an end for one that does not read or came too late."""
@@ -66,7 +66,7 @@ class StreamWriter:
             if idle_s >= config.client_write_timeout_s:
                 self._end()
         elif self._stream.generation.is_late:
-            self.take(late_error())
+            self.take(late_error)
         elif idle_s >= config.keep_alive_comment_s:
             self._unsent = memoryview(self._framed(KEEP_ALIVE))
 
@@ -80,7 +80,7 @@ class StreamWriter:
             elif self._has_said_all:
                 self._is_reusable = not self._response.should_close()
                 self._end()
-            elif self._deltas or self._error is not None:
+            elif self._deltas or self._error_event:
                 self._unsent = memoryview(self._framed(self._next_events()))
             else:
                 return
@@ -94,8 +94,8 @@ class StreamWriter:
         deltas, self._deltas = self._deltas, []
         try:
             events = self._stream.encode(deltas if len(deltas) == 1 else _merged(deltas))
-            if self._error is not None:
-                events += error_event(self._error)
+            if self._error_event:
+                events += self._error_event
             elif self._stream.generation.finished:
                 events += self._stream.ending()
             else:

@@ -14,6 +14,7 @@ import pytest
 from cupy_engine.server.draining import Drain
 from cupy_engine.server.mailbox import Mailbox
 from live_server import LiveServer, long_model_options, wait_until
+from mail import failure_in
 
 from cupy_engine.errors import EngineDeadError
 
@@ -46,7 +47,7 @@ def test_open_requests_fail_at_the_end_and_so_do_late_ones() -> None:
     assert drain.end() == 1
     drain.enter(late)
     for mailbox in (running, late):
-        assert isinstance(mailbox.get_nowait(), EngineDeadError)
+        assert isinstance(failure_in(mailbox), EngineDeadError)
     with pytest.raises(queue.Empty):
         done.get_nowait()
 

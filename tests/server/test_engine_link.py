@@ -18,6 +18,7 @@ from cupy_engine.server.engine_status import StatusThread
 from cupy_engine.server.mailbox import Mailbox
 from cupy_engine.server.wire import EngineStatus
 from live_server import wait_until
+from mail import failure_in
 
 from cupy_engine.errors import EngineDeadError
 from cupy_engine.messages import (
@@ -202,7 +203,7 @@ def test_a_dead_engine_is_told_to_all_who_wait(client: EngineClient, engine: Scr
     for each in requests:
         client.submit([each], mailbox)
     engine.close()
-    lost = mailbox.get(1)
+    lost = failure_in(mailbox)
     assert isinstance(lost, EngineLostError)
     assert sorted(lost.request_ids) == sorted(each.request_id for each in requests), "once, in one mail"
     assert client.state == "dead"
@@ -221,7 +222,7 @@ def test_an_engine_that_says_it_ends_is_lost_to_those_who_wait(client: EngineCli
     ]
     engine.socket.deliver(last_words)
     assert mailbox.get(1) == last_words[:1]
-    lost = mailbox.get(1)
+    lost = failure_in(mailbox)
     assert isinstance(lost, EngineLostError)
     assert lost.request_ids == [waiting.request_id]
 

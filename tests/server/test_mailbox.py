@@ -15,7 +15,7 @@ def output(token_id: int, finish_reason: str | None = None) -> SequenceOutput:
 
 
 def test_mail_waits_in_order() -> None:
-    box, mails = Mailbox(), [[output(1)], [output(2)], ValueError("x")]
+    box, mails = Mailbox(), [[output(1)], [output(2)], ValueError]
     for mail in mails:
         box.put(mail)
     assert [box.get(1.0), box.get_nowait(), box.get_nowait()] == mails
@@ -48,12 +48,12 @@ def test_a_first_token_is_not_held_back() -> None:
 
 
 def test_an_error_is_never_held_back() -> None:
-    box, error = Mailbox(), ValueError("x")
+    box = Mailbox()
     box.hold_back()
     box.put([output(1)])
-    box.put(error)
+    box.put(ValueError)
     assert box.get_nowait() == [output(1)], "what had come before it, first"
-    assert box.get_nowait() is error
+    assert box.get_nowait() is ValueError
 
 
 def test_a_receiver_gets_what_has_come_and_what_comes() -> None:
@@ -64,4 +64,6 @@ def test_a_receiver_gets_what_has_come_and_what_comes() -> None:
     assert received == [[output(1)], [output(2)]]
     box.close()
     box.put([output(3)])
-    assert len(received) == 2
+    box.redirect(received.append)
+    box.put([output(4)])
+    assert len(received) == 2, "a box that has been closed stays so"

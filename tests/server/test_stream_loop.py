@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import socket
@@ -15,10 +16,11 @@ from cupy_engine.server.api_errors import ClientGoneError
 from cupy_engine.server.client_watcher import ClientWatcher
 from cupy_engine.server.event_stream import EventStream
 from cupy_engine.server.generation import Generation, Service
-from cupy_engine.server.mailbox import Mailbox
+from cupy_engine.server.mailbox import Mail, Mailbox
 from cupy_engine.server.responses import AnswerOptions, Envelope
 from cupy_engine.server.server_config import ServerConfig
 from cupy_engine.server.stream_loop import StreamLoop
+from cupy_engine.server.stream_writer import StreamWriter
 from cupy_engine.server.streaming import CompletionChunks
 from fake_engine import FakeEngineClient
 from live_server import wait_until
@@ -234,7 +236,7 @@ def test_an_engine_that_is_silent_past_the_deadline_is_an_error_event(
 def test_a_failure_is_an_error_event_after_what_has_come(open_stream: Open, paris: list[int]) -> None:
     stream = open_stream()
     stream.say(paris[0])
-    stream.mailbox.put(EngineDeadError("the engine process has ended"))
+    stream.mailbox.put(lambda: EngineDeadError("the engine process has ended"))
     answer = stream.read()
     assert answer.index(b" Paris") < answer.index(b'"code":"engine_unavailable"')
     assert stream.wait_for_end() is True
@@ -242,10 +244,35 @@ def test_a_failure_is_an_error_event_after_what_has_come(open_stream: Open, pari
 
 def test_nothing_is_said_after_the_end(open_stream: Open, paris: list[int]) -> None:
     stream = open_stream()
-    stream.mailbox.put(ClientGoneError())
+    stream.mailbox.put(ClientGoneError)
     stream.say(paris[0])
     assert stream.wait_for_end() is False
     assert len(stream.ends) == 1
+
+
+@pytest.mark.parametrize(
+    "last_words",
+    [
+        [SequenceOutput(request_id="r", token_ids=[2], finish_reason="stop")],
+        [SequenceOutput(request_id="r", finish_reason="error", error="late", error_kind="deadline")],
+        ClientGoneError,
+        lambda: EngineDeadError("the engine process has ended"),
+    ],
+    ids=["a whole answer", "a failure", "a client that left", "a lost engine"],
+)
+def test_a_writer_goes_with_its_stream(open_stream: Open, last_words: Mail) -> None:
+    gc.collect()
+    gc.disable()
+    num_before = num_writers()
+    stream = open_stream()
+    stream.mailbox.put(last_words)
+    stream.wait_for_end()
+    wait_until(lambda: num_writers() <= num_before, 2, "nothing waits for the garbage collector")
+    gc.enable()
+
+
+def num_writers() -> int:
+    return sum(type(each) is StreamWriter for each in gc.get_objects())
 
 
 def test_many_streams_need_one_thread(open_stream: Open, paris: list[int]) -> None:
