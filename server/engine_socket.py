@@ -39,7 +39,7 @@ class EngineSocket:
         self._socket.setsockopt(zmq.LINGER, 1000)
         self._socket.bind(address(folder, ENGINE_SOCKET))
         self._orphans: list[Command] = []
-        self._read: defaultdict[str, list[str]] = defaultdict(list)  # ids of requests, by worker, not yet told of
+        self._read: defaultdict[str, set[str]] = defaultdict(set)  # ids of requests, by worker, not yet told of
         self.turn_s = time.monotonic()
 
     def receive(self, timeout_s: float | None) -> list[Command]:
@@ -54,18 +54,26 @@ class EngineSocket:
                 _, payload = self._socket.recv_multipart(zmq.DONTWAIT)
                 command = command_decoder.decode(payload)
                 commands.append(command)
-                if isinstance(command, GenerateRequest):
-                    self._read[recipient(command)].append(command.request_id)
+                self._note(command)
             except zmq.Again:
                 return commands
             except (ValueError, msgspec.DecodeError) as error:
                 logger.error("unreadable command dropped: %s", error)
 
+    def _note(self, command: Command) -> None:
+        """Keep what a worker will be told of. A request that is given up has no replies to tell it with."""
+        if isinstance(command, GenerateRequest):
+            self._read[recipient(command)].add(command.request_id)
+        elif isinstance(command, AbortRequest) and (ids := self._read.get(recipient(command))):
+            ids.discard(command.request_id)
+            if not ids:
+                del self._read[recipient(command)]
+
     def deliver(self, replies: Sequence[Reply]) -> None:
         """Send each worker its replies, in one message, with how busy the engine is now."""
         load = self.report_load()
         for worker, mail in by_worker(replies).items():
-            delivery = Delivery(mail, self._read.pop(worker, []), load)
+            delivery = Delivery(mail, list(self._read.pop(worker, ())), load)
             try:
                 self._socket.send_multipart((worker.encode(), encode(delivery)), zmq.DONTWAIT)
             except zmq.ZMQError as error:

@@ -17,7 +17,7 @@ from typing import Literal
 
 import msgspec
 
-from cupy_engine.messages import Command, GenerateRequest, Reply, StatsReply
+from cupy_engine.messages import AbortRequest, Command, GenerateRequest, Reply, StatsReply
 from cupy_engine.overload import EngineLoad
 
 ENGINE_SOCKET = "engine.sock"
@@ -85,8 +85,8 @@ def stats_token(client_id: int, serial: int) -> int:
     return client_id << 32 | serial & 0xFFFF_FFFF
 
 
-def recipient(message: Reply | GenerateRequest) -> str:
-    """The routing id of the worker that a reply goes to, or a request comes from."""
+def recipient(message: Reply | GenerateRequest | AbortRequest) -> str:
+    """The routing id of the worker that a reply goes to, or a request or its end comes from."""
     if isinstance(message, StatsReply):
         return identity(message.token >> 32)
     return message.request_id[:8]

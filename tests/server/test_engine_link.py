@@ -128,6 +128,18 @@ def test_what_the_engine_has_not_read_yet_counts_as_load(client: EngineClient, e
     assert client.load.num_waiting == 2
 
 
+def test_nothing_is_kept_of_requests_that_were_given_up(client: EngineClient, engine: ScriptedEngine) -> None:
+    """Their worker may never hear of the engine again."""
+    silent = [request(client, []).request_id for _ in range(3)]
+    client.send([GenerateRequest(request_id=each, prompt_token_ids=[], params=SamplingParams()) for each in silent])
+    client.abort(silent[:2])
+    wait_until(lambda: engine.aborted() == silent[:2], 5, "they are given up")
+    assert engine.socket._read == {silent[2][:8]: {silent[2]}}
+    client.abort(silent[2:])
+    wait_until(lambda: engine.aborted() == silent, 5, "the last one, too")
+    assert not engine.socket._read
+
+
 def test_deliveries_say_how_busy_the_engine_is_and_what_it_has_read(
     client: EngineClient, engine: ScriptedEngine
 ) -> None:
