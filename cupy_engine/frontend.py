@@ -18,6 +18,10 @@ from cupy_engine.structured_outputs import Grammar, StructuredOutputs
 from cupy_engine.tokenizer import Tokenizer, load_tokenizer
 
 
+class PromptTooLongError(InvalidRequestError):
+    """A prompt that leaves no room for an answer."""
+
+
 class FrontEnd:
     """Makes core requests of prompts and results of core outputs.
 
@@ -71,6 +75,8 @@ class FrontEnd:
         Raises:
             InvalidRequestError: an empty or too long prompt, an id outside the vocabulary, text without a tokenizer.
         """
+        if isinstance(prompt, str) and params.truncate_prompt_tokens is None:
+            self._check_chars(prompt)
         token_ids = self._encode(prompt, add_special_tokens)
         if params.truncate_prompt_tokens is not None:
             token_ids = token_ids[-params.truncate_prompt_tokens :]
@@ -144,11 +150,23 @@ class FrontEnd:
         self._tokenizer_for(form.param)
         return form.to_grammar()
 
+    def _check_chars(self, prompt: str) -> None:
+        """Refuse what cannot fit, whatever its tokens are, without the work of finding them."""
+        if len(prompt) <= self.max_model_len:
+            return
+        limit = self.max_model_len * self._tokenizer_for("prompt").max_token_chars
+        if len(prompt) > limit:
+            raise PromptTooLongError(
+                "prompt",
+                f"prompt has {len(prompt)} characters, but {self.max_model_len} tokens, the limit together with "
+                f"generated ones, stand for {limit} at most; shorten it or set truncate_prompt_tokens",
+            )
+
     def _check(self, token_ids: list[int], params: SamplingParams) -> None:
         if not token_ids:
             raise InvalidRequestError("prompt", "prompt is empty: give at least one token")
         if len(token_ids) >= self.max_model_len:
-            raise InvalidRequestError(
+            raise PromptTooLongError(
                 "prompt",
                 f"prompt has {len(token_ids)} tokens, but with at least one generated token the limit is "
                 f"{self.max_model_len}; shorten it or set truncate_prompt_tokens",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -17,6 +19,7 @@ from cupy_engine.token_bytes import TokenBytes
 if TYPE_CHECKING:
     import tokenizers
 
+LONG_TEXT_CHARS = 1 << 14
 _TOKENIZER_FILE = "tokenizer.json"
 _OTHER_TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
 
@@ -41,6 +44,7 @@ class Tokenizer:
         _forgo_cache(backend)
         self._backend = backend
         self._bytes = TokenBytes(backend)
+        self._long_texts = ThreadPoolExecutor(1, "cupy-engine-long-text")
         added = backend.get_added_tokens_decoder()
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
@@ -55,14 +59,18 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text. Special tokens that are written in it are recognized.
 
+        The library takes up to 400 bytes for a character, half of which stay with the thread's heap. So long texts are
+        encoded one after another on a thread of their own, or some large ones at a time would use up the memory.
+
         Raises:
             InvalidRequestError: the text holds half of a surrogate pair, which is no character.
         """
         try:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            if len(text) > LONG_TEXT_CHARS:
+                return self._long_texts.submit(self._encode, text, add_special_tokens).result()
+            return self._encode(text, add_special_tokens)
         except TypeError as error:
             raise InvalidRequestError("prompt", "the text is not valid Unicode: it holds a lone surrogate") from error
-        return ids
 
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids; ids without a token count for nothing."""
@@ -85,6 +93,15 @@ class Tokenizer:
         """The id of the special token that is written so; ``None`` if there is none."""
         token_id = self._id_of(text)
         return token_id if token_id in self._special_ids else None
+
+    @cached_property
+    def max_token_chars(self) -> int:
+        """No token stands for more characters of a text."""
+        return max(map(len, self._backend.get_vocab(with_added_tokens=True)), default=1)
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
 
     def _id_of(self, token: str | None) -> int | None:
         token_id: int | None = None if token is None else self._backend.token_to_id(token)

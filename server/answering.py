@@ -10,6 +10,7 @@ import msgspec
 from flask import Response, g, request
 
 from cupy_engine.errors import InvalidRequestError
+from cupy_engine.frontend import PromptTooLongError
 from cupy_engine.messages import GenerateRequest, Pooling
 from cupy_engine.sampling_params import SamplingParams
 
@@ -71,22 +72,11 @@ class Answering:
                     pooling=pooling,
                 )
             except InvalidRequestError as error:
-                raise self._explain(error, prompt, fields) from None
+                raise _explain(error, fields) from None
             requests.append(made)
         longest = max(len(made.prompt_token_ids) for made in requests)
         validation.check_room(fields, longest, self.front_end.max_model_len)
         return requests
-
-    def _explain(self, error: InvalidRequestError, prompt: str | list[int], fields: QueueFields) -> ApiError:
-        """A front end's error in the words of the endpoint: chat has messages where the engine sees a prompt."""
-        if error.param != "prompt":
-            return ApiError(400, str(error), param=error.param, code="invalid_value")
-        tokenizer = self.front_end.tokenizer
-        token_ids = tokenizer.encode(prompt) if isinstance(prompt, str) and tokenizer else prompt
-        code = "context_length_exceeded" if len(token_ids) >= self.front_end.max_model_len else "invalid_value"
-        params = ((ChatRequest, "messages"), (EmbeddingRequest, "input"))
-        param = next((name for kind, name in params if isinstance(fields, kind)), "prompt")
-        return ApiError(400, str(error), param=param, code=code)
 
     def start(
         self, envelope: Envelope, requests: list[GenerateRequest], prompts: Sequence[str | list[int]]
@@ -109,6 +99,16 @@ class Answering:
         response.headers["Cache-Control"] = "no-cache"
         response.headers["X-Accel-Buffering"] = "no"
         return _with_warning(response, body)
+
+
+def _explain(error: InvalidRequestError, fields: QueueFields) -> ApiError:
+    """A front end's error in the words of the endpoint: chat has messages where the engine sees a prompt."""
+    param = error.param
+    if param == "prompt":
+        params = ((ChatRequest, "messages"), (EmbeddingRequest, "input"))
+        param = next((name for kind, name in params if isinstance(fields, kind)), "prompt")
+    code = "context_length_exceeded" if isinstance(error, PromptTooLongError) else "invalid_value"
+    return ApiError(400, str(error), param=param, code=code)
 
 
 def wants_usage(fields: GenerationFields) -> bool:

@@ -10,6 +10,7 @@ from api_client import Api, MakeApi
 from fake_engine import fails
 
 from cupy_engine.config import EngineConfig
+from cupy_engine.tokenizer import Tokenizer
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 HI = [{"role": "user", "content": "Hi"}]
@@ -259,6 +260,14 @@ def test_what_was_not_asked_for_needs_no_room(api: Api) -> None:
 def test_too_long_has_its_own_code(api: Api) -> None:
     assert error_of(api.complete(prompt="word " * 9000))["code"] == "context_length_exceeded"
     assert error_of(api.complete(prompt=""))["code"] == "invalid_value"
+
+
+def test_a_text_that_cannot_fit_is_not_even_tokenized(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokenizing 4 MB takes up to 1.5 GB of memory."""
+    monkeypatch.setattr(Tokenizer, "encode", lambda *_: pytest.fail("it is tokenized"))
+    error = error_of(api.complete(prompt="1" * 4_000_000))
+    assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded")
+    assert "4000000 characters" in error["message"]
 
 
 @pytest.mark.parametrize(

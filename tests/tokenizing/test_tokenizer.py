@@ -20,7 +20,7 @@ from tokenizers_for_tests import byte_level, metaspace, sentencepiece, words
 
 from cupy_engine.errors import InvalidRequestError, ModelLoadError
 from cupy_engine.model_source import ModelFiles
-from cupy_engine.tokenizer import Tokenizer, load_tokenizer
+from cupy_engine.tokenizer import LONG_TEXT_CHARS, Tokenizer, load_tokenizer
 
 BYTE_LEVEL, SENTENCEPIECE = Tokenizer(byte_level()), Tokenizer(sentencepiece())
 
@@ -149,6 +149,38 @@ def test_long_words_are_not_kept(smollm2: Tokenizer) -> None:
     for _ in range(30):
         smollm2.encode(" ".join("".join(chance.choices(string.ascii_lowercase, k=240)) for _ in range(100)))
     assert resident_bytes() - start_bytes < 8 << 20
+
+
+@pytest.mark.parametrize("num_chars", [LONG_TEXT_CHARS, LONG_TEXT_CHARS + 1])
+def test_a_long_text_is_encoded_as_any(num_chars: int) -> None:
+    text = ("a stop, a cast " * num_chars)[:num_chars]
+    assert BYTE_LEVEL.encode(text) == byte_level_backend.encode(text).ids
+    with pytest.raises(InvalidRequestError, match="lone surrogate"):
+        BYTE_LEVEL.encode(text + "\ud83d")
+
+
+def test_long_texts_do_not_take_memory_for_each_thread(smollm2: Tokenizer) -> None:
+    text, has_ended = "1" * 150_000, threading.Event()
+
+    def encode(gate: threading.Barrier) -> None:
+        smollm2.encode(text)
+        gate.wait()
+        has_ended.wait()
+
+    num_bytes = [resident_bytes()]
+    threads: list[threading.Thread] = []
+    for num_threads in (1, 6):
+        gate = threading.Barrier(num_threads + 1)
+        threads += [threading.Thread(target=encode, args=(gate,)) for _ in range(num_threads)]
+        for thread in threads[-num_threads:]:
+            thread.start()
+        gate.wait()
+        num_bytes.append(resident_bytes())
+    has_ended.set()
+    for thread in threads:
+        thread.join()
+    start, after_one, after_all = num_bytes
+    assert after_all - after_one < 2 * max(after_one - start, 16 << 20)
 
 
 def resident_bytes() -> int:
