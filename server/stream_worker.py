@@ -14,9 +14,11 @@ from typing import Any
 
 from gunicorn.http.body import Body, ChunkedReader
 from gunicorn.http.wsgi import Response
-from gunicorn.workers.gthread import ThreadWorker
+from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
 
+from .arrivals import CROWDED_PATIENCE_S, PATIENCE_S, Arrivals, arrival_of
 from .descriptors import make_room
+from .draining import EXTENSION
 from .event_stream import GUNICORN_RESPONSE, EventStream, HandedOver
 from .lingering import LingeringConnections
 from .stream_loop import StreamLoop
@@ -51,12 +53,22 @@ class StreamWorker(ThreadWorker):  # type: ignore[misc]
 
     def load_wsgi(self) -> None:
         super().load_wsgi()
+        models = getattr(self.wsgi, "extensions", {}).get(EXTENSION)
+        self._max_body_bytes = max(MAX_SKIPPED_BYTES, models.config.max_body_bytes if models else 0)
         # TLS writes may have to read, so those streams keep their threads
         self.wsgi = _with_response(self.wsgi, offers_hand_over=not self.cfg.is_ssl)
 
     def run(self) -> None:
         self._lingering = LingeringConnections(self.poller, self._count_closed)
+        self._arrivals = Arrivals(self.poller, self._max_body_bytes, super().enqueue_req, self._lingering.add)
         super().run()
+
+    def enqueue_req(self, conn: Any) -> None:
+        """Let a request come before it takes a thread, if that can tell what it sees."""
+        if self.cfg.is_ssl or self.cfg.proxy_protocol != "off" or "h2" in self.cfg.http_protocols:
+            super().enqueue_req(conn)
+        else:
+            self._arrivals.add(conn)
 
     def accept(self, listener: socket.socket) -> None:
         try:
@@ -78,10 +90,13 @@ class StreamWorker(ThreadWorker):  # type: ignore[misc]
         result = False if fs.cancelled() or fs.exception() is not None else fs.result()
         if isinstance(result, EventStream):
             return  # its end brings the connection back, or has done so already
-        if result:
-            super().finish_request(conn, fs)
-        else:
+        arrival = arrival_of(conn)
+        if not result or (arrival is not None and arrival.ran_dry):
             self._lingering.add(conn.sock)
+        elif arrival is not None and arrival.data:  # the next request's
+            self.enqueue_req(conn)
+        else:
+            super().finish_request(conn, fs)
 
     def murder_keepalived(self, force: bool = False) -> None:
         """Closes idle connections, but looks once more whether they are: a request may have come meanwhile."""
@@ -91,6 +106,8 @@ class StreamWorker(ThreadWorker):  # type: ignore[misc]
 
     def murder_pending(self) -> None:
         super().murder_pending()
+        patience_s = PATIENCE_S if self.nr_conns < self.worker_connections else CROWDED_PATIENCE_S
+        self._arrivals.close_late(patience_s if self.alive else STOP_KEEPALIVE_LINGER)
         self._lingering.close_late()
 
     def _resume(self, conn: Any, is_reusable: bool) -> None:
