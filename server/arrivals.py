@@ -34,7 +34,7 @@ class Arrival:
         self.ran_dry = False
         self._framing = framing
 
-    def add(self, piece: bytes) -> None:
+    def add(self, piece: bytes | memoryview) -> None:
         self.data += piece
         self.is_over = not piece
 
@@ -76,6 +76,8 @@ class Arrivals:
         self._dispatch = dispatch
         self._part = part
         self._waiting: dict[Any, Arrival] = {}  # the oldest first
+        # recv() would cut each piece from a block of this size, and what is left of that is too small for the next one
+        self._buffer = memoryview(bytearray(_PIECE_BYTES))
 
     def add(self, conn: Any) -> None:
         """Look for the next request of a connection here and now, and when more comes."""
@@ -111,7 +113,7 @@ class Arrivals:
         if arrival.data and arrival.is_whole:
             return True
         try:
-            arrival.add(conn.sock.recv(_PIECE_BYTES))
+            arrival.add(self._buffer[: conn.sock.recv_into(self._buffer)])
         except BlockingIOError:
             return False
         except OSError:

@@ -13,6 +13,7 @@ worker_connections = 1256  # threads and kept-alive connections
 keepalive = 75  # longer than the minute for which proxies keep idle connections
 timeout = 120  # seconds in which a worker must boot: the first start may fetch the model
 graceful_timeout = 33
+forwarder_headers = ""  # what path is meant, no header may say: a proxy may let a client's SCRIPT_NAME through
 control_socket_disable = True  # no second socket beside HTTP
 
 

@@ -28,6 +28,7 @@ class LingeringConnections:
         self._poller = poller
         self._on_close = on_close
         self._deadlines_s: dict[socket.socket, float] = {}  # the earliest first
+        self._buffer = bytearray(_PIECE_BYTES)
 
     def add(self, connection: socket.socket) -> None:
         try:
@@ -49,7 +50,7 @@ class LingeringConnections:
     def _drop(self, connection: socket.socket) -> None:
         """Read what comes, for nobody, until the client closes its end."""
         try:
-            is_over = not connection.recv(_PIECE_BYTES)
+            is_over = not connection.recv_into(self._buffer)
         except BlockingIOError:
             return
         except OSError:

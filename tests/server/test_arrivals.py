@@ -5,6 +5,7 @@ from __future__ import annotations
 import selectors
 import socket
 import time
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -148,6 +149,18 @@ def test_a_client_that_expects_it_is_told_to_go_on(door: Door) -> None:
     client.setblocking(False)
     with pytest.raises(BlockingIOError):
         client.recv(100)
+
+
+def test_a_small_piece_is_not_cut_from_a_large_block(door: Door) -> None:
+    """What is left of each such block is too small for the next one: the heap would grow for ever."""
+    _, client = door.connect(b"GET /")
+    tracemalloc.start()
+    client.sendall(b"x" * 100)
+    num_before, _ = tracemalloc.get_traced_memory()
+    door.turn()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak - num_before < 1 << 14
 
 
 def test_the_slowest_are_given_up(door: Door) -> None:

@@ -108,6 +108,12 @@ def test_garbage_on_the_wire(server: LiveServer, payload: bytes, statuses: set[i
     assert server.status("/health") == 200
 
 
+def test_no_header_says_which_path_is_meant(server: LiveServer) -> None:
+    head = b"GET %b HTTP/1.1\r\nHost: x\r\nSCRIPT_NAME: /open\r\nPATH_INFO: /version\r\n\r\n"
+    assert exchange(server, head % b"/health").startswith(b"HTTP/1.1 200 ")
+    assert exchange(server, head % b"/open/version").startswith(b"HTTP/1.1 404 ")
+
+
 def test_a_chunked_body_meets_the_limit_too(server: LiveServer) -> None:
     chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
     answer = exchange(server, HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 80 + b"0\r\n\r\n")
