@@ -1,7 +1,7 @@
 """Products of few rows on Hopper, also gated ones, by the kernel ``gemm_skinny_sm90.cu``.
 
-It reads weights before the kernels that make ``x`` have ended, which no library's kernel can, and there are as many
-ways to call it as ways to share k among the blocks of a cluster. :mod:`._gemm_tuning` times them.
+It reads weights before the kernels that make ``x`` have ended, which cuBLASLt's do not. There are as many ways to call
+it as ways to share k among the blocks of a cluster: :mod:`._gemm_tuning` times them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cupy_engine.ops._tensor_map import PANEL_COLUMNS, tensor_map
 PLAIN = "Plain"  # the functor of a product without an activation
 _NAME = "skinny"
 _ROWS = 128  # of weight, of a tile
-_EIGHT = 8  # gates that lie before their ups
+_GATES = 8  # rows of gates in shared memory before the ups that belong to them
 _VECTOR = 8  # elements of 16 bytes
 _MOST_PARTS = 8  # blocks of a cluster
 _BLOCKS_PER_MULTIPROCESSOR = 2
@@ -50,19 +50,24 @@ class SkinnyProduct:
         self._expression = skinny_sm90_expression(self._type, out_type, self._tokens, functor)
 
     def run(self, x: Array, weight: Array, bias: Array | None, out: Array) -> None:
-        (m, k), n, row = x.shape, len(weight), 2 * x.shape[1]
-        stride = int(x.strides[0]) if m > 1 else row
+        m, k = x.shape
+        stride = int(x.strides[0]) if m > 1 else k * x.itemsize
         x_map = tensor_map(x.data.ptr, self._type, (k, m), (stride,), (PANEL_COLUMNS, self._tokens))
-        sizes, distances, box = (k, n), (row,), (PANEL_COLUMNS, _ROWS)
-        if self._is_gated:
-            sizes, distances = (k, _EIGHT, 2, n // 2 // _EIGHT), (row, n // 2 * row, _EIGHT * row)
-            box = (PANEL_COLUMNS, _EIGHT, 2, _ROWS // 2 // _EIGHT)
-        weight_map = tensor_map(weight.data.ptr, self._type, sizes, distances, box)
         launch_with_maps(
             *("gemm_skinny_sm90.cu", self._expression, self._grid, SKINNY_SM90_BLOCK),
-            *(x_map, weight_map, out, bias, m, self._num_columns, k),
+            *(x_map, self._weight_map(weight), out, bias, m, self._num_columns, k),
             shared_bytes=skinny_sm90_shared_bytes(self._tokens),
             cluster=self._parts,
+        )
+
+    def _weight_map(self, weight: Array) -> bytes:
+        """Boxes of ``_ROWS`` rows, in a gated product ``_GATES`` gates and their ups in turns."""
+        (n, k), row = weight.shape, int(weight.strides[0])
+        if not self._is_gated:
+            return tensor_map(weight.data.ptr, self._type, (k, n), (row,), (PANEL_COLUMNS, _ROWS))
+        sizes, distances = (k, _GATES, 2, n // 2 // _GATES), (row, n // 2 * row, _GATES * row)
+        return tensor_map(
+            weight.data.ptr, self._type, sizes, distances, (PANEL_COLUMNS, _GATES, 2, _ROWS // 2 // _GATES)
         )
 
 
