@@ -33,7 +33,7 @@ def matmul(
 
     Args:
         x: [m, k], rows contiguous and any distance apart.
-        weight: [n, k], contiguous, in the dtype of ``x``.
+        weight: [n, k], contiguous, in the dtype of ``x``; no kernel that is still queued may be writing it.
         bias: [n] in the dtype of ``out``.
         out_dtype: default that of ``x``; float32 keeps the accumulators.
         out: [m, n]; allocated if absent.

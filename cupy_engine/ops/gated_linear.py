@@ -15,7 +15,7 @@ def gated_linear(x: Array, weight: Array, bias: Array | None, activation: GatedA
 
     Args:
         x: [T, K].
-        weight: [2 * I, K], the gate's rows first.
+        weight: [2 * I, K], the gate's rows first; as in :func:`.linear.linear`, nothing queued may be writing it.
         bias: [2 * I] in the dtype of ``x``.
         activation: see :func:`.activation.gated_activation`.
 

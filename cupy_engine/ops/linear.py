@@ -16,7 +16,8 @@ def linear(x: Array, weight: Array, bias: Array | None = None, *, out_dtype: Any
 
     Args:
         x: [T, K].
-        weight: [N, K], as Hugging Face stores it.
+        weight: [N, K], as Hugging Face stores it. On a GPU it is read before kernels queued ahead of this have ended,
+            so none of them may be writing it.
         bias: [N] in the result's dtype.
         out_dtype: of the result; default that of ``x``. The sums are float32 in any case.
 
