@@ -16,6 +16,7 @@ from .request_framing import RequestFraming
 
 PATIENCE_S = 60.0
 CROWDED_PATIENCE_S = 5.0  # while others cannot connect
+MAX_WAITING_BYTES = 256 << 20  # of a worker's requests together, and at least of a few of the longest
 _PIECE_BYTES = 1 << 16
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _TOO_LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -57,6 +58,8 @@ class Arrival:
 class Arrivals:
     """All of a worker's connections whose next request has not come whole yet.
 
+    Together they take ``MAX_WAITING_BYTES`` at most: beyond, those that take most are given up.
+
     Args:
         poller: calls what is registered with it, with the connection's socket.
         max_body_bytes: longer bodies are not waited for.
@@ -76,6 +79,8 @@ class Arrivals:
         self._dispatch = dispatch
         self._part = part
         self._waiting: dict[Any, Arrival] = {}  # the oldest first
+        self._num_bytes = 0  # of all that wait
+        self._max_bytes = max(MAX_WAITING_BYTES, 4 * max_body_bytes)
         # recv() would cut each piece from a block of this size, and what is left of that is too small for the next one
         self._buffer = memoryview(bytearray(_PIECE_BYTES))
 
@@ -89,6 +94,7 @@ class Arrivals:
             self._settle(conn, arrival)
         else:
             self._waiting[conn] = arrival
+            self._num_bytes += len(arrival.data)
             self._poller.register(conn.sock, selectors.EVENT_READ, lambda _: self._on_readable(conn))
 
     def close_late(self, patience_s: float) -> None:
@@ -97,16 +103,26 @@ class Arrivals:
             conn, arrival = next(iter(self._waiting.items()))
             if arrival.since_s + patience_s > time.monotonic():
                 return
-            self._forget(conn)
-            if arrival.data:
-                _say(conn.sock, _TOO_LATE)
-            self._part(conn.sock)
+            self._give_up(conn, arrival)
 
     def _on_readable(self, conn: Any) -> None:
-        arrival = self._waiting[conn]
-        if self._is_settled(conn, arrival):
+        arrival = self._waiting.get(conn)
+        if arrival is None:  # given up in the same turn of the loop
+            return
+        num_before = len(arrival.data)
+        is_settled = self._is_settled(conn, arrival)
+        self._num_bytes += len(arrival.data) - num_before
+        if is_settled:
             self._forget(conn)
             self._settle(conn, arrival)
+        while self._num_bytes > self._max_bytes:
+            self._give_up(*max(self._waiting.items(), key=lambda each: len(each[1].data)))
+
+    def _give_up(self, conn: Any, arrival: Arrival) -> None:
+        self._forget(conn)
+        if arrival.data:
+            _say(conn.sock, _TOO_LATE)
+        self._part(conn.sock)
 
     def _is_settled(self, conn: Any, arrival: Arrival) -> bool:
         """Read what has come; whether that is a request, or the end."""
@@ -134,7 +150,7 @@ class Arrivals:
         self._dispatch(conn)
 
     def _forget(self, conn: Any) -> None:
-        del self._waiting[conn]
+        self._num_bytes -= len(self._waiting.pop(conn).data)
         self._poller.unregister(conn.sock)
 
 

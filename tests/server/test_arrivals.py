@@ -175,6 +175,26 @@ def test_the_slowest_are_given_up(door: Door) -> None:
     assert not door.poller.get_map()
 
 
+def test_those_that_take_most_make_room(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door.arrivals, "_max_bytes", 250)
+    (first, to_first), (second, to_second), (_, to_third) = [door.connect(b"GET /") for _ in range(3)]
+    to_second.sendall(b"x" * 200)
+    door.turn()
+    door.turn()  # after which it does not come first any more
+    assert door.parted == []
+    for client in (to_first, to_second, to_third):  # in one turn, in which the second one is given up before it is read
+        client.sendall(b"x" * 40)
+    door.turn()
+    assert door.parted == [second.sock]
+    assert to_second.recv(100).startswith(b"HTTP/1.1 408 ")
+    to_first.sendall(b" HTTP/1.1\r\nHost: x\r\n\r\n")
+    door.turn()
+    assert door.dispatched == [first]
+    to_third.sendall(b"x" * 190)
+    door.turn()
+    assert door.parted == [second.sock], "what has been given up or dispatched does not count"
+
+
 HALVES = [b"GET /health HTTP/1.1\r\nHost: x\r\nX: ", WHOLE["a body"][:-1], WHOLE["chunks"][:-1], b""]
 
 
