@@ -7,6 +7,7 @@ cache folder/models/NAME/FILE.gguf            the model, there only when whole: 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import importlib.util
@@ -176,11 +177,10 @@ def _sha256(path: Path) -> str:
 
 def _bytes_under(folder: Path) -> int:
     total = 0
-    for file in folder.rglob("*"):
-        try:
-            total += file.stat().st_size if file.is_file() else 0
-        except OSError:  # pip moves its files about
-            continue
+    for path, _, names in os.walk(folder):  # passes over folders that pip removes meanwhile
+        for name in names:
+            with contextlib.suppress(OSError):  # and it moves its files about
+                total += os.stat(os.path.join(path, name)).st_size
     return total
 
 
