@@ -3,8 +3,9 @@
 python -m cupy_engine.bench.overload --seconds 60
 python -m cupy_engine.bench.overload --shape llama3-8b --clients 128 --max-num-seqs 64 --device cuda
 
-First the capacity is measured with a closed loop, then latencies at half of it, then, with targets made of those, a
-minute at twice the capacity: arrivals at random, streamed answers, no retries. Each begins on an idle server.
+First the capacity is measured with a closed loop, then latencies at half of it. With targets made of those the server
+starts anew and gets half of its capacity and twice of it in turns, so that what else the machine does befalls both
+alike: arrivals at random, streamed answers, no retries. Each turn begins on an idle server.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -84,7 +85,13 @@ def _ms(seconds: list[float], share: float) -> float:
 
 
 class OverloadBench:
-    """Requests of one kind against servers with different options."""
+    """Requests of one kind against servers with different options.
+
+    Args:
+        serve: starts a server; takes its options.
+        words: that the prompts are made of.
+        num_clients: that measure the capacity.
+    """
 
     def __init__(self, serve: Serve, options: list[str], words: list[str], output_len: int, num_clients: int) -> None:
         self._serve = serve
@@ -93,19 +100,25 @@ class OverloadBench:
         self._texts = random_texts(words, PROMPT_LEN)
         self._output_len = output_len
 
-    def uncongested(self, seconds: float) -> tuple[float, Latencies]:
+    def without_targets(self, seconds: float) -> tuple[float, Latencies]:
         """Requests per second that the server can take, and latencies at half of that."""
         with self._serve(*self._options) as server:
             per_s = self._capacity(server, min(20.0, seconds))
             return per_s, Latencies.of(open_loop(server.address, self._requests(), per_s / 2, seconds))
 
-    def overloaded(self, per_s: float, seconds: float, targets: list[str]) -> tuple[Latencies, dict[str, float]]:
-        """Latencies at this rate, and what the engine says about its targets."""
+    def in_turns(
+        self, rates_per_s: Sequence[float], seconds: float, num_turns: int, targets: list[str]
+    ) -> tuple[list[Latencies], dict[str, float]]:
+        """Latencies at each rate, ``seconds`` of it in so many turns, and what the engine says about its targets."""
         with self._serve(*self._options, *targets) as server:
             self._capacity(server, min(5.0, seconds / 4))  # so that it knows itself
-            done = open_loop(server.address, self._requests(), per_s, seconds)
+            done: list[list[Exchange]] = [[] for _ in rates_per_s]
+            for turn in range(num_turns):
+                for exchanges, per_s in zip(done, rates_per_s, strict=True):
+                    requests = self._requests()
+                    exchanges += open_loop(server.address, requests, per_s, seconds / num_turns, seed=turn)
             names = ("slo_met_total", "slo_missed_total", "admission_rejections_total")
-            return Latencies.of(done), {name: server.metric(name) for name in names}
+            return list(map(Latencies.of, done)), {name: server.metric(name) for name in names}
 
     def _capacity(self, server: ServerProcess, seconds: float) -> float:
         """In whole answers, by their tokens: few answers end in a short time, and those together."""
@@ -140,8 +153,9 @@ def main() -> int:
     served.add_argument("-m", "--model", help="what to serve (default: the default model's dummy twin)")
     served.add_argument("--shape", choices=SHAPES, help="serve random weights of this shape")
     parser.add_argument(
-        "--seconds", type=amount, default=60.0, help="of overload, and before at half of the capacity (default: 60)"
+        "--seconds", type=amount, default=60.0, help="of overload, and of half the capacity (default: 60)"
     )
+    parser.add_argument("--turns", type=count, default=6, help="that these are cut into (default: 6)")
     parser.add_argument("--factor", type=amount, default=2.0, help="offered load over capacity (default: 2)")
     parser.add_argument("--output-len", type=count, default=64, help="tokens of an answer (default: 64)")
     parser.add_argument("--max-num-seqs", type=count, default=16, help="sequences in a step (default: 16)")
@@ -149,12 +163,16 @@ def main() -> int:
     arguments, others = parser.parse_known_args()
     options = ["--workers", "1", "--max-num-seqs", str(arguments.max_num_seqs), *others]
     bench = OverloadBench(_serve(arguments), options, common_words(), arguments.output_len, arguments.clients)
-    per_s, calm = bench.uncongested(arguments.seconds)
+    per_s, first = bench.without_targets(arguments.seconds / 2)
     _show("capacity", {"requests_per_s": round(per_s, 2)})
+    _show("without targets", asdict(first))
+    targets = slo_options(first, arguments.output_len)
+    rates_per_s = (per_s / 2, per_s * arguments.factor)
+    (calm, loaded), metrics = bench.in_turns(rates_per_s, arguments.seconds, arguments.turns, targets)
     _show("uncongested", asdict(calm))
-    targets = slo_options(calm, arguments.output_len)
-    latencies, metrics = bench.overloaded(per_s * arguments.factor, arguments.seconds, targets)
-    _show("overloaded", asdict(latencies) | {"targets": targets} | metrics)
+    _show("overloaded", asdict(loaded) | {"targets": targets} | metrics)
+    ratios = {name: getattr(loaded, name) / getattr(calm, name) for name in ("ttft_p99_ms", "total_p99_ms")}
+    _show("overloaded / uncongested", {name: round(ratio, 2) for name, ratio in ratios.items()})
     return 0
 
 

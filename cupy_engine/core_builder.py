@@ -6,6 +6,7 @@ import logging
 import time
 from typing import Any
 
+from cupy_engine.adaptive_limit import AdaptiveLimit
 from cupy_engine.backend import Backend, choose_backend
 from cupy_engine.block_manager import BlockManager
 from cupy_engine.config import EngineConfig
@@ -45,11 +46,12 @@ def build_core(config: EngineConfig, files: ModelFiles) -> EngineCore:
     memory = backend.plan_memory(config, model_config, model, dtype)
     executor = backend.executor(config, model_config, model, memory, dtype)
     name = config.served_model_name or files.name
-    metrics = EngineMetrics(config.slo_ttft_s, config.slo_tpot_s)
+    limit = None if config.slo_ttft_s is None else AdaptiveLimit(config.slo_ttft_s)
+    metrics = EngineMetrics(config.slo_ttft_s, config.slo_tpot_s, limit)
     pace = None if config.slo_tpot_s is None else StepPace(config.slo_tpot_s)
     costs = PreemptionCosts(config.preemption_mode, memory.bytes_per_block, backend.copy_bytes_per_s())
     mixed = config.max_num_mixed_tokens or backend.max_num_mixed_tokens
-    scheduler = _build_scheduler(config, model_config, memory, costs, mixed, pace, metrics)
+    scheduler = _build_scheduler(config, model_config, memory, costs, mixed, pace, limit, metrics)
     info = CoreInfo(
         backend=backend.name,
         model_name=name,
@@ -95,6 +97,7 @@ def _build_scheduler(
     costs: PreemptionCosts,
     max_num_mixed_tokens: int,
     pace: StepPace | None,
+    limit: AdaptiveLimit | None,
     metrics: EngineMetrics,
 ) -> Scheduler:
     policy: Policy = FcfsPolicy()
@@ -109,6 +112,7 @@ def _build_scheduler(
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_num_mixed_tokens=max_num_mixed_tokens,
         pace=pace,
+        limit=limit,
         growth=ExpectedGrowth(manager) if config.admission_mode == "expected" else None,
         max_model_len=memory.max_model_len,
         eos_token_ids=model.eos_token_ids,

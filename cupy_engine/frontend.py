@@ -69,19 +69,25 @@ class FrontEnd:
         add_special_tokens: bool = True,
         timeout_s: float | None = None,
         pooling: Pooling | None = None,
+        arrival_time_s: float | None = None,
     ) -> GenerateRequest:
         """Tokenize and check. With ``pooling``, the answer is an embedding.
+
+        Args:
+            timeout_s: from its arrival on.
+            arrival_time_s: monotonic; default: now.
 
         Raises:
             InvalidRequestError: an empty or too long prompt, an id outside the vocabulary, text without a tokenizer.
         """
+        if arrival_time_s is None:
+            arrival_time_s = time.monotonic()
         if isinstance(prompt, str) and params.truncate_prompt_tokens is None:
             self._check_chars(prompt)
         token_ids = self._encode(prompt, add_special_tokens)
         if params.truncate_prompt_tokens is not None:
             token_ids = token_ids[-params.truncate_prompt_tokens :]
         self._check(token_ids, params)
-        now_s = time.monotonic()
         return GenerateRequest(
             request_id=request_id or uuid.uuid4().hex,
             prompt_token_ids=token_ids,
@@ -91,8 +97,8 @@ class FrontEnd:
             pooling=pooling,
             priority=priority,
             cache_salt=cache_salt,
-            arrival_time_s=now_s,
-            deadline_s=None if timeout_s is None else now_s + timeout_s,
+            arrival_time_s=arrival_time_s,
+            deadline_s=None if timeout_s is None else arrival_time_s + timeout_s,
         )
 
     def render_chat(

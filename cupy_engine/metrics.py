@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from cupy_engine.adaptive_limit import AdaptiveLimit
 from cupy_engine.messages import EngineStats, HistogramCounts, Metric
 from cupy_engine.overload import Overruns
 from cupy_engine.request import Request, Sequence
@@ -47,18 +48,21 @@ class EngineMetrics(SchedulerListener):
 
     Args:
         slo_ttft_s, slo_tpot_s: targets of which it is counted how many requests meet them.
+        limit: learns from the first tokens of those who found a seat.
     """
 
     def __init__(
         self,
         slo_ttft_s: float | None = None,
         slo_tpot_s: float | None = None,
+        limit: AdaptiveLimit | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._targets_s = {"ttft": slo_ttft_s, "tpot": slo_tpot_s}
         self._met: Counter[str] = Counter()
         self._missed: Counter[str] = Counter()
         self.overruns = Overruns(slo_ttft_s)
+        self._limit = limit
         self._prefill_s = 0.0  # from the queue to the first token: a moving average
         self._clock = clock
         self._counters: Counter[str] = Counter()
@@ -103,14 +107,17 @@ class EngineMetrics(SchedulerListener):
 
     def _on_first_token(self, request: Request, now_s: float) -> None:
         request.first_token_time_s = now_s
-        self._histograms["time_to_first_token_seconds"].observe(now_s - request.arrival_time_s)
-        self._judge("ttft", now_s - request.arrival_time_s)
+        ttft_s = now_s - request.arrival_time_s
+        self._histograms["time_to_first_token_seconds"].observe(ttft_s)
+        self._judge("ttft", ttft_s)
         if request.first_scheduled_time_s is not None:
             prefill_s = now_s - request.first_scheduled_time_s
             self._histograms["request_prefill_time_seconds"].observe(prefill_s)
             self._prefill_s += _WEIGHT_OF_NEW * (prefill_s - self._prefill_s)
         if request.expected_wait_s:
-            self.overruns.observe(now_s, now_s - request.arrival_time_s - request.expected_wait_s)
+            self.overruns.observe(now_s, ttft_s - request.expected_wait_s)
+        elif self._limit is not None:
+            self._limit.observe(ttft_s)
 
     def on_finished(self, sequence: Sequence) -> None:
         request = sequence.request
@@ -191,6 +198,7 @@ class EngineMetrics(SchedulerListener):
         values = (
             ("num_requests_running", "Sequences that run.", stats.num_running),
             ("num_requests_waiting", "Sequences that wait.", stats.num_waiting),
+            ("num_requests_running_limit", "Sequences that may run, by seats and targets.", scheduler.seats.max_taken),
             ("num_requests_swapped", "Waiting sequences whose KV is on the host.", stats.num_swapped),
             ("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1; cached but free blocks are free.", usage),
         )

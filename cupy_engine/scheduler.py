@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence as Many
 
+from cupy_engine.adaptive_limit import AdaptiveLimit
 from cupy_engine.block_manager import BlockManager
 from cupy_engine.expected_growth import ExpectedGrowth
 from cupy_engine.guides import GuideError
@@ -38,6 +39,7 @@ class Scheduler:
         max_num_batched_tokens: token budget of a step.
         max_num_mixed_tokens: most prompt tokens of a step in which sequences decode; default: no limit of their own.
         pace: says how many sequences may run to come in time; default: as many as there are seats.
+        limit: says how many of these may run so that first tokens are in time; default: all.
         growth: keeps out who would soon have to make room again; default: whoever fits comes in.
         max_model_len: most tokens of prompt and output together; the block pool must hold that many.
     """
@@ -53,6 +55,7 @@ class Scheduler:
         max_model_len: int,
         max_num_mixed_tokens: int | None = None,
         pace: StepPace | None = None,
+        limit: AdaptiveLimit | None = None,
         growth: ExpectedGrowth | None = None,
         eos_token_ids: tuple[int, ...] = (),
         seed: int | None = None,
@@ -62,7 +65,7 @@ class Scheduler:
         assert max_model_len <= block_manager.num_blocks * block_manager.block_size, "one sequence must fit the pool"
         self.block_manager = block_manager
         self.costs = costs
-        self.seats = Seats(max_num_seqs, pace)
+        self.seats = Seats(max_num_seqs, pace, limit)
         self._policy = policy
         self._log_schedule = log_schedule
         self._listener = listener or SchedulerListener()

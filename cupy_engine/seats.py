@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cupy_engine.adaptive_limit import AdaptiveLimit
 from cupy_engine.request import Sequence
 from cupy_engine.step_pace import StepPace
 
@@ -12,19 +13,27 @@ class Seats:
     Args:
         pace: keeps seats empty where more sequences would be too slow; whoever comes first gets in, however many seats
             it needs.
+        limit: keeps more of them empty where first tokens come late.
     """
 
-    def __init__(self, num_slots: int, pace: StepPace | None = None) -> None:
+    def __init__(self, num_slots: int, pace: StepPace | None = None, limit: AdaptiveLimit | None = None) -> None:
         self._num_slots = num_slots
         self._pace = pace
+        self._limit = limit
         self._free = list(range(num_slots - 1, -1, -1))
 
     @property
     def num_free(self) -> int:
-        """Negative where more are taken than the pace allows by now."""
+        """Negative where more are taken than may be by now."""
         num_taken = self._num_slots - len(self._free)
-        most = self._pace.max_sequences() if self._pace is not None and num_taken else None
-        return len(self._free) if most is None else min(len(self._free), most - num_taken)
+        return self.max_taken - num_taken if num_taken else self._num_slots
+
+    @property
+    def max_taken(self) -> int:
+        """How many may be taken beside others."""
+        most = self._pace.max_sequences() if self._pace is not None else None
+        most = self._num_slots if most is None else min(self._num_slots, most)
+        return most if self._limit is None else self._limit.max_sequences(most)
 
     def take(self, sequence: Sequence) -> None:
         assert sequence.slot < 0, f"sequence {sequence.sequence_id} sits in slot {sequence.slot} already"

@@ -70,6 +70,7 @@ class Answering:
                     add_special_tokens=add_special_tokens,
                     timeout_s=timeout_s,
                     pooling=pooling,
+                    arrival_time_s=g.call.start_s,
                 )
             except InvalidRequestError as error:
                 raise _explain(error, fields) from None

@@ -14,6 +14,7 @@ from typing import Any
 
 from .request_framing import RequestFraming
 
+ARRIVED = "cupy_engine.arrived_s"  # in a WSGI environment: when the request had come whole (monotonic)
 PATIENCE_S = 60.0
 CROWDED_PATIENCE_S = 5.0  # while others cannot connect
 MAX_WAITING_BYTES = 256 << 20  # of a worker's requests together, and at least of a few of the longest
@@ -25,7 +26,8 @@ _TOO_LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Lengt
 class Arrival:
     """What has come over a connection: a source for gunicorn's parser, at which it never waits.
 
-    ``ran_dry``: the parser wanted more. Where the next request would begin is unknown then.
+    ``ran_dry``: the parser wanted more. Where the next request would begin is unknown then. ``whole_s``: when the
+    request was found to have come whole.
     """
 
     def __init__(self, data: bytearray, framing: RequestFraming) -> None:
@@ -33,6 +35,7 @@ class Arrival:
         self.since_s = time.monotonic()
         self.is_over = False  # the client sends nothing more
         self.ran_dry = False
+        self.whole_s = 0.0
         self._framing = framing
 
     def add(self, piece: bytes | memoryview) -> None:
@@ -143,6 +146,7 @@ class Arrivals:
         if not arrival.data:
             self._part(conn.sock)
             return
+        arrival.whole_s = time.monotonic()
         conn.data_ready = True
         conn.init()
         conn.sock.setblocking(True)

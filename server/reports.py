@@ -13,6 +13,7 @@ from flask import Flask, Response, g, request
 from cupy_engine.outputs import RequestOutput
 from cupy_engine.sampling_params import SamplingParams
 
+from .arrivals import ARRIVED
 from .logs import Line
 from .server_config import ServerConfig
 
@@ -29,7 +30,7 @@ class CallReport:
     method: str
     path: str
     trace_headers: dict[str, str]
-    start_s: float = field(default_factory=time.monotonic)
+    start_s: float
     is_generating: bool = False
     status: int = 0
     end_s: float = 0.0
@@ -105,7 +106,8 @@ class Reporter:
 
     def _begin(self) -> None:
         headers = {name: value for name in TRACE_HEADERS if (value := request.headers.get(name))}
-        g.call = CallReport(self, request.method, request.path, headers)
+        start_s: float = request.environ.get(ARRIVED) or time.monotonic()
+        g.call = CallReport(self, request.method, request.path, headers, start_s)
 
     def _end(self, response: Response) -> Response:
         """Report a refusal here: nobody else knows of it."""

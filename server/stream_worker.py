@@ -6,6 +6,7 @@ import errno
 import logging
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -16,7 +17,7 @@ from gunicorn.http.body import Body, ChunkedReader
 from gunicorn.http.wsgi import Response
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
 
-from .arrivals import CROWDED_PATIENCE_S, PATIENCE_S, Arrivals, arrival_of
+from .arrivals import ARRIVED, CROWDED_PATIENCE_S, PATIENCE_S, Arrivals, arrival_of
 from .descriptors import make_room
 from .draining import EXTENSION
 from .event_stream import GUNICORN_RESPONSE, EventStream, HandedOver
@@ -45,6 +46,7 @@ class StreamWorker(ThreadWorker):  # type: ignore[misc]
     max_keepalived: int
 
     def init_process(self) -> None:
+        self._handled = threading.local()  # arrived_s: of the request that a thread handles
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         self._streams = StreamLoop()
         self._streams.start()
@@ -56,7 +58,7 @@ class StreamWorker(ThreadWorker):  # type: ignore[misc]
         models = getattr(self.wsgi, "extensions", {}).get(EXTENSION)
         self._max_body_bytes = max(MAX_SKIPPED_BYTES, models.config.max_body_bytes if models else 0)
         # TLS writes may have to read, so those streams keep their threads
-        self.wsgi = _with_response(self.wsgi, offers_hand_over=not self.cfg.is_ssl)
+        self.wsgi = _with_response(_with_arrival(self.wsgi, self._handled), offers_hand_over=not self.cfg.is_ssl)
 
     def run(self) -> None:
         self._lingering = LingeringConnections(self.poller, self._count_closed)
@@ -79,6 +81,8 @@ class StreamWorker(ThreadWorker):  # type: ignore[misc]
             time.sleep(_NO_ROOM_PAUSE_S)  # the client waits in the listener's queue
 
     def handle(self, conn: Any) -> Any:
+        arrival = arrival_of(conn)
+        self._handled.arrived_s = None if arrival is None else arrival.whole_s
         try:
             return super().handle(conn)
         except HandedOver as handed_over:
@@ -126,6 +130,17 @@ class StreamWorker(ThreadWorker):  # type: ignore[misc]
             logger.warning("%s, not worker_connections = %d; raise it (ulimit -n)", limit, self.worker_connections)
             self.max_keepalived = max(0, self.max_keepalived + num_connections - self.worker_connections)
             self.worker_connections = num_connections
+
+
+def _with_arrival(application: Application, handled: threading.local) -> Application:
+    """Tells ``application`` when a request came, where that is known: it may have waited for a thread."""
+
+    def call(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if handled.arrived_s is not None:
+            environ[ARRIVED] = handled.arrived_s
+        return application(environ, start_response)
+
+    return call
 
 
 def _with_response(application: Application, *, offers_hand_over: bool) -> Application:

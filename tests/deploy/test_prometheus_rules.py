@@ -19,6 +19,7 @@ from cupy_engine.server.metrics_page import EngineView, render
 from cupy_engine.block_manager import BlockManager
 from cupy_engine.messages import EngineStats, StatsReply
 from cupy_engine.metrics import EngineMetrics
+from cupy_engine.seats import Seats
 
 ROOT = Path(__file__).parents[2] / "server" / "deploy"
 RULES = ROOT / "prometheus" / "alerts.yml"
@@ -42,6 +43,7 @@ def names() -> set[str]:
     class Idle:
         block_manager = BlockManager(8, 16)
         num_running = num_waiting = num_swapped = 0
+        seats = Seats(1)
 
     reply = StatsReply(token=1, stats=EngineStats(), metrics=EngineMetrics().snapshot(Idle()))  # type: ignore[arg-type]
     page = render([EngineView("m", reply=reply, gpus=[GpuUse("0", 0.1, 1)])]).decode()

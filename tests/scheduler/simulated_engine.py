@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from cupy_engine.adaptive_limit import AdaptiveLimit
 from cupy_engine.block_manager import BlockManager
 from cupy_engine.core import CoreInfo, EngineCore
 from cupy_engine.executor import DoneStep
@@ -73,7 +74,8 @@ class SimulatedEngine:
         self._costs = costs
         self._random = random.Random(seed)
         self._now_s = 0.0
-        metrics = EngineMetrics(slo_ttft_s, slo_tpot_s, clock=lambda: self._now_s)
+        limit = None if slo_ttft_s is None else AdaptiveLimit(slo_ttft_s)
+        metrics = EngineMetrics(slo_ttft_s, slo_tpot_s, limit, clock=lambda: self._now_s)
         pace = None if slo_tpot_s is None else StepPace(slo_tpot_s)
         scheduler = Scheduler(
             BlockManager(4096, 16, 0, enable_prefix_caching=False),
@@ -83,6 +85,7 @@ class SimulatedEngine:
             max_num_batched_tokens=2048,
             max_model_len=MAX_MODEL_LEN,
             pace=pace,
+            limit=limit,
             listener=metrics,
         )
         rule = AdmissionRule(100_000, slo_ttft_s)

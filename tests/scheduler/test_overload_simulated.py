@@ -43,6 +43,15 @@ def test_first_tokens_come_in_time_on_a_machine_that_is_slow_now_and_then() -> N
     assert rate_of(served) > 0.9 * capacity
 
 
+def test_first_tokens_of_those_who_find_a_seat_come_in_time() -> None:
+    """With all seats taken, one in seven of them would be late; nobody else is in time."""
+    target_s, costs = 0.006, StepCosts(stall_share=0.0)
+    served = SimulatedEngine(costs, slo_ttft_s=target_s, slo_tpot_s=0.0032, seed=1).run(190, SECONDS)
+    ttfts_s = [each.ttft_s for each in settled(served)]
+    assert sum(ttft_s > target_s for ttft_s in ttfts_s) < 0.02 * len(ttfts_s)
+    assert rate_of(served) > 0.65 * rate_of(SimulatedEngine(costs, slo_tpot_s=0.0032, seed=1).run(190, SECONDS))
+
+
 def test_nobody_is_refused_who_would_be_in_time() -> None:
     engine = SimulatedEngine(CPU, slo_ttft_s=0.3, slo_tpot_s=0.0032, seed=1)
     engine.run(45, SECONDS)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import selectors
 import socket
 import sys
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -89,6 +91,24 @@ def test_clients_beyond_the_limit_of_open_files_wait_and_are_answered(tmp_path: 
             assert connection.recv(65536).startswith(b"HTTP/1.1 200")
             connection.close()
         assert "Too many open files" not in live.log()
+
+
+def test_a_request_has_arrived_when_it_waits_for_a_thread(tmp_path: Path) -> None:
+    body = {"prompt": [3, 4, 5], "ignore_eos": True}
+    with LiveServer.serve(*long_model_options(tmp_path), "--threads", "1") as live, ThreadPoolExecutor() as clients:
+        long = clients.submit(live.call, "/v1/completions", body | {"max_tokens": 1500})
+        time.sleep(0.1)
+        start_s = time.monotonic()
+        waiting = [
+            clients.submit(live.call, "/v1/completions", body | {"max_tokens": 1, "timeout_s": timeout_s})
+            for timeout_s in (60, 0.01)
+        ]
+        assert long.result()[0] == 200
+        waited_s = time.monotonic() - start_s
+        assert [each.result()[0] for each in waiting] == [200, 504]
+        ttfts_ms = [float(found) for found in re.findall(r"ttft_ms=(\S+)", live.log()) if found != "-"]
+    assert waited_s > 0.2
+    assert ttfts_ms[1] > 0.8e3 * waited_s > 2 * ttfts_ms[0]
 
 
 def test_a_request_that_comes_at_the_end_of_keep_alive_is_answered() -> None:
