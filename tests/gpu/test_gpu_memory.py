@@ -76,8 +76,9 @@ def test_the_share_is_used_and_not_exceeded(wide_model: Path, share: float) -> N
 
 
 def test_a_share_too_small_is_refused(wide_model: Path) -> None:
+    cupy = pytest.importorskip("cupy")
     with pytest.raises(ConfigError, match=r"has room for 0 MiB|are left for the KV cache beside weights of"):
-        open_engine(wide_model, gpu_memory_utilization=0.003)
+        open_engine(wide_model, gpu_memory_utilization=240 * MIB / cupy.cuda.runtime.memGetInfo()[1])
 
 
 def test_weights_too_large_are_refused_before_they_are_made(wide_model: Path) -> None:
