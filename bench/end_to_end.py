@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from types import FrameType
 from typing import Any
 
 from cupy_engine.server.cli import main
@@ -86,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.check_client:
         about["client_check"] = _check_clients(arguments, loads)
     rows = []
-    with _orderly_end(), _server(arguments) as (target, start):
+    with _server(arguments) as (target, start):
         for load in loads:
             run_load(target, _warm_up(load), _num_processes(arguments, load))
             rows.append(Row(load.describe(), _measure(arguments, target, load)))
@@ -159,20 +157,6 @@ def _server(arguments: argparse.Namespace) -> Iterator[tuple[Target, dict[str, f
         server = chosen(arguments, ListenConfig) | chosen(arguments, ServerConfig)
         with started_server(options.pop("model"), as_arguments(options | server)) as started:
             yield started
-
-
-@contextmanager
-def _orderly_end() -> Iterator[None]:
-    """SIGTERM (of ``timeout``, say) ends the server too."""
-
-    def leave(_number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from cupy_engine.errors import EngineError
 
@@ -45,12 +46,12 @@ class ServerProcess:
     @classmethod
     @contextlib.contextmanager
     def serve(cls, model: str, *options: str) -> Iterator[ServerProcess]:
-        """``cupy-engine serve MODEL OPTIONS`` on a free port, until the block ends.
+        """``cupy-engine serve MODEL OPTIONS`` on a free port, until the block ends. On the main thread.
 
         Raises:
             EngineError: it ended before it was ready; shows the end of its log.
         """
-        with tempfile.TemporaryDirectory() as folder:
+        with _orderly_end(), tempfile.TemporaryDirectory() as folder:
             log = Path(folder) / "log"
             command = [sys.executable, "-m", "cupy_engine.server.cli", "serve", model, "--port", "0", *options]
             with log.open("wb") as out:
@@ -110,6 +111,20 @@ def usage_of(pids: Sequence[int]) -> Usage:
         num_rss_pages += int(fields[21])
         num_descriptors += len(os.listdir(f"/proc/{pid}/fd"))
     return Usage(cpu_s, num_rss_pages * _PAGE_BYTES, num_threads, num_descriptors)
+
+
+@contextlib.contextmanager
+def _orderly_end() -> Iterator[None]:
+    """SIGTERM (of ``timeout``, say) ends the server too."""
+
+    def leave(_number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _children(pid: int) -> list[int]:
