@@ -74,10 +74,10 @@ def choose_backend(config: EngineConfig) -> Backend:
     Raises:
         ConfigError: CUDA is asked for and cannot be had; says why.
     """
-    reason = why_no_cuda()
-    if config.device == "cpu" or (config.device == "auto" and reason is not None):
-        if config.device == "auto":
-            logger.info("computing on the CPU with NumPy: %s", reason)
+    if config.device == "cpu":
+        return NumpyBackend()
+    if config.device == "auto" and (reason := why_no_cuda()) is not None:
+        logger.info("computing on the CPU with NumPy: %s", reason)
         return NumpyBackend()
     from cupy_engine.cuda_backend import CudaBackend
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from golden_data import GOLDEN
 
 import cupy_engine
 
@@ -91,3 +92,19 @@ def test_import_is_fast_and_light() -> None:
         durations.append(time.perf_counter() - start_s)
         assert run.stdout.split() == ["False", "False"]
     assert min(durations) < 0.3
+
+
+def test_an_engine_on_the_cpu_looks_for_no_gpu() -> None:
+    """CuPy takes 170 MB and, on a slow machine, a second to import."""
+    code = f"""
+import sys
+class Guard:
+    def find_spec(name, path=None, target=None):
+        assert name.partition(".")[0] != "cupy"
+sys.meta_path.insert(0, Guard)
+from cupy_engine import Engine
+with Engine(model={str(GOLDEN / "tiny" / "llama")!r}, device="cpu", num_kv_blocks=32) as engine:
+    print(engine.info.backend)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.strip() == "NumPy (CPU)", run.stderr
