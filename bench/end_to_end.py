@@ -27,6 +27,7 @@ from .load import Load, Target, default_num_processes, run_load, summarize
 from .option_types import amount, count, percentile
 from .report import Figures, Report, Row, add_output_arguments, check_output, emit, plain, table
 from .served import running_server, started_server
+from .server_process import orderly_end
 from .setup import add_engine_arguments, engine_options
 
 _WARM_UP_CLIENTS = 8  # where the number of clients is left to chance
@@ -84,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.check_client:
         about["client_check"] = _check_clients(arguments, loads)
     rows = []
-    with _server(arguments) as (target, start):
+    with orderly_end(), _server(arguments) as (target, start):
         for load in loads:
             run_load(target, _warm_up(load), _num_processes(arguments, load))
             rows.append(Row(load.describe(), _measure(arguments, target, load)))

@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from cupy_engine.errors import EngineError
+
 from .http_client import Exchange, post
 from .loops import closed_loop, open_loop, quantile
 from .option_types import amount, count
@@ -101,10 +103,17 @@ class OverloadBench:
         self._output_len = output_len
 
     def without_targets(self, seconds: float) -> tuple[float, Latencies]:
-        """Requests per second that the server can take, and latencies at half of that."""
+        """Requests per second that the server can take, and latencies at half of that.
+
+        Raises:
+            EngineError: so short a time shows neither.
+        """
         with self._serve(*self._options) as server:
             per_s = self._capacity(server, min(20.0, seconds))
-            return per_s, Latencies.of(open_loop(server.address, self._requests(), per_s / 2, seconds))
+            done = open_loop(server.address, self._requests(), per_s / 2, seconds) if per_s else []
+            if not any(each.status == 200 for each in done):
+                raise EngineError(f"seconds: no request was answered in {seconds:g} s; give it more")
+            return per_s, Latencies.of(done)
 
     def in_turns(
         self, rates_per_s: Sequence[float], seconds: float, num_turns: int, targets: list[str]
@@ -163,6 +172,13 @@ def main() -> int:
     arguments, others = parser.parse_known_args()
     options = ["--workers", "1", "--max-num-seqs", str(arguments.max_num_seqs), *others]
     bench = OverloadBench(_serve(arguments), options, common_words(), arguments.output_len, arguments.clients)
+    try:
+        return _run(bench, arguments)
+    except EngineError as error:
+        parser.exit(1, f"error: {error}\n")
+
+
+def _run(bench: OverloadBench, arguments: argparse.Namespace) -> int:
     per_s, first = bench.without_targets(arguments.seconds / 2)
     _show("capacity", {"requests_per_s": round(per_s, 2)})
     _show("without targets", asdict(first))

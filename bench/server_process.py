@@ -51,7 +51,7 @@ class ServerProcess:
         Raises:
             EngineError: it ended before it was ready; shows the end of its log.
         """
-        with _orderly_end(), tempfile.TemporaryDirectory() as folder:
+        with orderly_end(), tempfile.TemporaryDirectory() as folder:
             log = Path(folder) / "log"
             command = [sys.executable, "-m", "cupy_engine.server.cli", "serve", model, "--port", "0", *options]
             with log.open("wb") as out:
@@ -114,8 +114,8 @@ def usage_of(pids: Sequence[int]) -> Usage:
 
 
 @contextlib.contextmanager
-def _orderly_end() -> Iterator[None]:
-    """SIGTERM (of ``timeout``, say) ends the server too."""
+def orderly_end() -> Iterator[None]:
+    """SIGTERM (of ``timeout``, say) ends what this process has started, too. On the main thread."""
 
     def leave(_number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""How many sequences may run so that the first tokens of those who come come in time."""
+"""How many sequences may run so that newcomers get their first tokens in time."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class EngineConfig:
         preemption_mode: how a sequence makes room; ``auto`` takes what is expected to be cheaper.
         max_queue_len: most requests that may wait.
         slo_ttft_s: turn away requests whose first token would come later than this, and keep up to half of the seats
-            empty where it does so though nobody waits for a seat.
+            empty while that of more than one in a hundred does who find a seat at once.
         slo_tpot_s: let requests wait where one more would make streams wait longer than this for a token, on average.
         max_steps_in_flight: steps submitted before the first one's tokens are known; default: the backend's.
         seed: of the seeds drawn for requests that bring none; ``None`` is different every time.

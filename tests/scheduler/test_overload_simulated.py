@@ -44,7 +44,7 @@ def test_first_tokens_come_in_time_on_a_machine_that_is_slow_now_and_then() -> N
 
 
 def test_first_tokens_of_those_who_find_a_seat_come_in_time() -> None:
-    """With all seats taken, one in seven of them would be late; nobody else is in time."""
+    """With all seats taken, one in eight of them would be late; nobody else is in time."""
     target_s, costs = 0.006, StepCosts(stall_share=0.0)
     served = SimulatedEngine(costs, slo_ttft_s=target_s, slo_tpot_s=0.0032, seed=1).run(190, SECONDS)
     ttfts_s = [each.ttft_s for each in settled(served)]
